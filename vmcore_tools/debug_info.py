@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Find the debug info of a target, and say exactly what is missing.
+
+drgn does the searching. It ignores a file that does not fit, and a module
+list that breaks off, with a line in its log: here they become an error or a
+stated gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+from drgn import MainModule, MissingDebugInfoError, ModuleFileStatus, Program, RelocatableModule
+
+from vmcore_tools import preflight, vmcoreinfo
+from vmcore_tools.errors import TargetError, printable
+
+PathLike = Union[str, Path]
+
+#: Symbols whose run-time address VMCOREINFO has had since before 4.0.
+_VMCOREINFO_SYMBOLS = ("init_uts_ns", "_stext", "node_online_map", "swapper_pg_dir")
+
+#: How drgn's warnings begin when it gives up on the list of modules.
+_MODULE_LIST_WARNINGS = ("can't find", "ignoring module")
+
+
+@dataclasses.dataclass(frozen=True)
+class DebugInfo:
+    """
+    The debug info that was found.
+
+    :ivar vmlinux_loaded: the kernel's own is there
+    :ivar modules: names of the loaded modules, sorted
+    :ivar modules_missing: those of them without debug info
+    :ivar modules_error: why the list of modules is not whole, None if it is
+    :ivar unused_symbols: files of ``-s`` that fit nothing in the dump
+    """
+
+    vmlinux_loaded: bool
+    modules_missing: Tuple[str, ...] = ()
+    modules: Tuple[str, ...] = ()
+    modules_error: Optional[str] = None
+    unused_symbols: Tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether a type that is nowhere in it is nowhere in the kernel."""
+        return self.vmlinux_loaded and not self.modules_missing and self.modules_error is None
+
+
+def load(
+    prog: Program,
+    symbols: Sequence[PathLike],
+    kernel_directories: Sequence[PathLike],
+    debug_directories: Sequence[PathLike],
+) -> DebugInfo:
+    """
+    Load the files given, then what drgn's own search finds for the rest.
+
+    :raises TargetError: if a file does not fit, or the kernel's own debug
+        info is not found
+    """
+    types = {str(path): preflight.check_symbols(path) for path in symbols}
+    for option, directories in (
+        ("--kernel-directory", kernel_directories),
+        ("--debug-directory", debug_directories),
+    ):
+        for directory in directories:
+            if not os.path.isdir(directory):
+                raise TargetError(
+                    f"there is no directory {printable(str(directory))}; give an existing"
+                    f" one with {option}"
+                )
+    options = prog.debug_info_options
+    options.kernel_directories = (*map(str, kernel_directories), *options.kernel_directories)
+    options.directories = (*map(str, debug_directories), *options.directories)
+
+    with drgn_log() as messages, contextlib.suppress(MissingDebugInfoError):
+        # What is missing is told below, by name.
+        prog.load_debug_info(list(types), default=True)
+    unused = _unused(prog, list(types))
+    _refuse_wrong_vmlinux(prog, [path for path in unused if preflight.is_linked(types[path])])
+    return _state(prog, messages, tuple(unused))
+
+
+def of_program(prog: Program) -> DebugInfo:
+    """
+    What is loaded in a program that the user set up; loads nothing.
+
+    :raises TargetError: if the kernel's own debug info is not loaded
+    """
+    with drgn_log() as messages:
+        prog.create_loaded_modules()
+    return _state(prog, messages, ())
+
+
+def _state(prog: Program, messages: Sequence[str], unused: Tuple[str, ...]) -> DebugInfo:
+    main = main_module(prog)
+    if main.debug_file_status != ModuleFileStatus.HAVE:
+        raise TargetError(_missing_vmlinux(prog, main))
+    _refuse_other_build(prog, main)
+    modules: Dict[str, bool] = {}
+    for module in prog.modules():
+        if isinstance(module, RelocatableModule):
+            modules[module.name] = module.debug_file_status in (
+                ModuleFileStatus.HAVE,
+                ModuleFileStatus.DONT_NEED,
+            )
+    errors = [message for message in messages if message.startswith(_MODULE_LIST_WARNINGS)]
+    return DebugInfo(
+        vmlinux_loaded=True,
+        modules=tuple(sorted(modules)),
+        modules_missing=tuple(sorted(name for name, found in modules.items() if not found)),
+        modules_error=printable(errors[0]) if errors else None,
+        unused_symbols=unused,
+    )
+
+
+def main_module(prog: Program) -> MainModule:
+    """The module of vmlinux; creates it, and no other, if it is not there."""
+    try:
+        return prog.main_module()
+    except LookupError:
+        next(iter(prog.loaded_modules()))
+        return prog.main_module()
+
+
+def build_id(prog: Program) -> Optional[str]:
+    """The build ID of the target's kernel in hex, None where it is not known."""
+    value = main_module(prog).build_id
+    return None if value is None else value.hex()
+
+
+def build_id_of_file(path: PathLike) -> Optional[str]:
+    """The GNU build ID of an ELF file in hex, None if it has none or is damaged."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import NoteSection
+
+    try:
+        with open(path, "rb") as file:
+            for section in ELFFile(file).iter_sections():
+                # A vmlinux has it in .notes, a module in .note.gnu.build-id.
+                if isinstance(section, NoteSection):
+                    for note in section.iter_notes():
+                        if note["n_type"] == "NT_GNU_BUILD_ID":
+                            return str(note["n_desc"])
+    except (ELFError, OSError, ValueError):
+        pass
+    return None
+
+
+def packages(release: str) -> str:
+    """Where distributions keep the debug info of a kernel release."""
+    return (
+        f"linux-image-{release}-dbg (Debian), linux-image-unsigned-{release}-dbgsym (Ubuntu)"
+        f" or kernel-debuginfo-{release} (Fedora, RHEL: debuginfo-install kernel-{release})"
+    )
+
+
+def release_of(prog: Program) -> str:
+    """The kernel release by VMCOREINFO."""
+    return printable(prog["UTS_RELEASE"].string_().decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def drgn_log() -> Iterator[List[str]]:
+    """Collect drgn's warnings instead of showing them."""
+    messages: List[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger("drgn")
+    level = logger.level
+    logger.addFilter(collect)
+    # `drgn -q` raises the level so far that a warning is not even made.
+    if not logger.isEnabledFor(logging.WARNING):
+        logger.setLevel(logging.WARNING)
+    try:
+        yield messages
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(collect)
+
+
+def _unused(prog: Program, paths: Sequence[str]) -> List[str]:
+    used = set()
+    for module in prog.modules():
+        used |= {
+            module.loaded_file_path,
+            module.debug_file_path,
+            module.supplementary_debug_file_path,
+        }
+    return [path for path in paths if os.path.realpath(path) not in used]
+
+
+def _refuse_wrong_vmlinux(prog: Program, paths: Sequence[str]) -> None:
+    """A vmlinux that was given and not used is of another kernel, or a double."""
+    ours = build_id(prog)
+    for path in paths:
+        theirs = build_id_of_file(path)
+        if ours is not None and theirs == ours:
+            continue
+        name = printable(path)
+        if theirs is None:
+            raise TargetError(
+                f"{name} has no build ID, so drgn cannot tell that it fits; give the"
+                f" vmlinux of {packages(release_of(prog))}"
+            )
+        raise TargetError(
+            f"wrong debug info: the dump's kernel {release_of(prog)} has the build ID"
+            f" {ours or '(not recorded in the dump)'}, but {name} has {theirs}; give the"
+            f" vmlinux of {packages(release_of(prog))}"
+        )
+
+
+def _missing_vmlinux(prog: Program, main: MainModule) -> str:
+    release = release_of(prog)
+    identity = f"kernel {release} (build ID {build_id(prog) or 'not recorded in the dump'})"
+    step = (
+        f"install {packages(release)}, or set DEBUGINFOD_URLS so that drgn can fetch it, or"
+        " give its vmlinux with -s"
+    )
+    if main.debug_file_status == ModuleFileStatus.WANT_SUPPLEMENTARY:
+        wanted = printable(main.wanted_supplementary_debug_file().supplementary_path)
+        return (
+            f"the debug info of {identity} needs a supplementary file, {wanted}, that is not"
+            f" there; give it with another -s, or {step}"
+        )
+    if main.loaded_file_status == ModuleFileStatus.HAVE:
+        path = printable(main.loaded_file_path or "vmlinux")
+        return f"{path} of {identity} was stripped of its debug info; {step}"
+    return f"no debug info for {identity}; {step}"
+
+
+def _refuse_other_build(prog: Program, main: MainModule) -> None:
+    """
+    Refuse another build of the same release where no build ID tells.
+
+    Before 0935288c6e00 ("kdump: append kernel build-id string to VMCOREINFO")
+    (5.9) drgn takes any vmlinux of the same release.
+    """
+    values = vmcoreinfo.of_program(prog)
+    if vmcoreinfo.build_id(values) is not None:
+        return
+    for name in _VMCOREINFO_SYMBOLS:
+        expected = vmcoreinfo.number(values, f"SYMBOL({name})")
+        if expected is None:
+            continue
+        try:
+            address = prog.symbol(name).address
+        except LookupError:
+            continue
+        if address != expected:
+            path = printable(main.debug_file_path or "the vmlinux")
+            raise TargetError(
+                f"wrong debug info: {name} is at {expected:#x} in the dump and at"
+                f" {address:#x} by {path} (build ID {build_id_of_file(path)}; the dump's is"
+                f" not recorded), another build of {release_of(prog)}; give the vmlinux of"
+                f" {packages(release_of(prog))}"
+            )
