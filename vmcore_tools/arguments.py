@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The options that the command line, analyses as scripts and ``%vmcore`` share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+
+from vmcore_tools.analysis import Analysis
+from vmcore_tools.model import Severity
+from vmcore_tools.report import FORMATS
+
+#: Rows of each table, by format, if --limit does not say.
+DEFAULT_LIMIT = {"table": 20, "markdown": 20, "json": 1000}
+
+#: Keeps an analysis's options apart from ours in the namespace.
+_PREFIX = "analysis_option_"
+
+_SEVERITIES = {severity.name.lower(): severity for severity in Severity}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to run, and how to show it."""
+
+    analyses: Tuple[Analysis, ...]
+    options: Mapping[str, Mapping[str, Any]]  #: by analysis name
+    format: str
+    output: Optional[str]  #: a file's name, None for standard output
+    limit: Optional[int]
+    redact: bool
+    timings: bool
+    fail_on: Severity
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("report")
+    group.add_argument(
+        "--format", choices=FORMATS, default="table", help="how to write it (default: table)"
+    )
+    group.add_argument(
+        "-o", "--output", metavar="FILE", help="write to FILE, readable by its owner only"
+    )
+    group.add_argument(
+        "--limit",
+        metavar="N",
+        type=_limit,
+        help="show N rows of each table, 0 for all"
+        f" (default: {DEFAULT_LIMIT['table']}, with --format json {DEFAULT_LIMIT['json']})",
+    )
+    group.add_argument(
+        "--redact",
+        action="store_true",
+        help="mask addresses and what may identify people, such as commands' names",
+    )
+    group.add_argument(
+        "--timings", action="store_true", help="say how many seconds each analysis took"
+    )
+    group.add_argument(
+        "--fail-on",
+        metavar="SEVERITY",
+        choices=_SEVERITIES,
+        default="error",
+        help=f"end with 1 for a finding at least as bad: {', '.join(_SEVERITIES)} (default: error)",
+    )
+
+
+def add_analysis_options(parser: argparse.ArgumentParser, analysis: Analysis) -> None:
+    if not analysis.options:
+        return
+    group = parser.add_argument_group(f"options of {analysis.name}")
+    for option in analysis.options:
+        group.add_argument(
+            f"--{option.name}",
+            dest=_PREFIX + option.key,
+            # Absent unless given: the runner knows the defaults.
+            default=argparse.SUPPRESS,
+            type=option.type,
+            metavar=option.metavar,
+            help=_help(option.help),
+        )
+
+
+def add_only_option(parser: argparse.ArgumentParser, analyses: Sequence[Analysis]) -> None:
+    by_name = {analysis.name: analysis for analysis in analyses}
+
+    def selection(text: str) -> Tuple[Analysis, ...]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in by_name:
+                raise argparse.ArgumentTypeError(
+                    f"no analysis {name!r}; there are {', '.join(by_name)}"
+                )
+        return tuple(analysis for analysis in analyses if analysis.name in names)
+
+    parser.add_argument(
+        "--only",
+        dest="analyses",
+        metavar="A,B",
+        type=selection,
+        default=tuple(analyses),
+        help="run these analyses only",
+    )
+
+
+def request(args: argparse.Namespace, analyses: Sequence[Analysis]) -> Request:
+    """What the parsed arguments ask for; options are those of a single analysis."""
+    options: Dict[str, Mapping[str, Any]] = {}
+    if len(analyses) == 1:
+        options[analyses[0].name] = {
+            option.key: getattr(args, _PREFIX + option.key)
+            for option in analyses[0].options
+            if hasattr(args, _PREFIX + option.key)
+        }
+    limit = DEFAULT_LIMIT[args.format] if args.limit is None else args.limit
+    return Request(
+        analyses=tuple(analyses),
+        options=options,
+        format=args.format,
+        output=args.output,
+        limit=limit or None,
+        redact=args.redact,
+        timings=args.timings,
+        fail_on=_SEVERITIES[args.fail_on],
+    )
+
+
+def _help(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _limit(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+# What argparse calls the type in "invalid number value: 'x'".
+_limit.__name__ = "number"

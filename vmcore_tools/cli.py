@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The command ``vmcore-tools``, and analyses run as scripts of drgn.
+
+Exit codes: 0 nothing found and all was read, 1 a finding, 3 incomplete,
+2 wrong usage or a target that cannot be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence, TextIO, Tuple
+
+from vmcore_tools import __version__, demo
+from vmcore_tools.analysis import Analysis, Progress
+from vmcore_tools.arguments import (
+    Request,
+    add_analysis_options,
+    add_only_option,
+    add_report_options,
+    request,
+)
+from vmcore_tools.errors import TargetError
+from vmcore_tools.info import describe
+from vmcore_tools.model import Evidence, Report
+from vmcore_tools.pages import explain_page, list_page
+from vmcore_tools.report import DEFAULT_WIDTH, json, render
+from vmcore_tools.report.format import escape
+from vmcore_tools.report.table import facts_text
+from vmcore_tools.runner import find_analyses, run
+from vmcore_tools.target import Target, from_program, open_core, open_live, open_qemu
+
+_PROGRAM = "vmcore-tools"
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 3
+
+#: Columns that text is wrapped to on a terminal, at least and at most.
+_WIDTH_RANGE = (60, 120)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command line; returns the exit code."""
+    return _guarded(_PROGRAM, lambda: _main(argv))
+
+
+def run_script(analysis: Analysis) -> NoReturn:
+    """
+    Run one analysis on the program that drgn has set up, and exit.
+
+    The last line of an analysis's file calls this where drgn runs it:
+    ``drgn -c vmcore drgn_scripts/hung_tasks.py [OPTION...]``.
+    """
+    name = os.path.basename(sys.argv[0])
+    sys.exit(_guarded(name, lambda: _script(name, analysis)))
+
+
+def run_request(target: Target, wanted: Request) -> Report:
+    """Run what is asked for, with a progress bar if standard error is a terminal."""
+    return run(
+        target,
+        wanted.analyses,
+        wanted.options,
+        limit=wanted.limit,
+        progress=_progress(),
+    )
+
+
+def print_report(report: Report, wanted: Request, file: TextIO) -> None:
+    """Write the report as it is asked for."""
+    write(
+        render(
+            report,
+            wanted.format,
+            redact=wanted.redact,
+            timings=wanted.timings,
+            width=_width(file),
+        ),
+        file,
+    )
+
+
+def write(text: str, file: TextIO) -> None:
+    """Write text; what the file's encoding lacks becomes a backslash escape."""
+    encoding = file.encoding or "utf-8"
+    file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    file.flush()
+
+
+@contextlib.contextmanager
+def output(path: Optional[str]) -> Iterator[TextIO]:
+    """
+    Where the report goes: standard output, or a file of the owner's alone.
+
+    The file appears when all of it is written; nothing is left of a failure.
+    A device or a pipe is written to as it is.
+    """
+    if path is None:
+        yield sys.stdout
+        return
+    target = os.path.realpath(path)
+    try:
+        descriptor, temporary = _open_output(target)
+    except OSError as e:
+        raise TargetError(
+            f"cannot write {path}: {e.strerror}; name a file in a folder of yours with -o"
+        ) from e
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            yield file
+        if temporary is not None:
+            os.replace(temporary, target)
+    except BaseException:
+        if temporary is not None:
+            os.unlink(temporary)
+        raise
+
+
+def _open_output(target: str) -> Tuple[int, Optional[str]]:
+    """A descriptor, and the name of the temporary file that it is of, if any."""
+    if os.path.exists(target) and not os.path.isfile(target):
+        return os.open(target, os.O_WRONLY), None
+    return tempfile.mkstemp(prefix=".vmcore-tools-", dir=os.path.dirname(target))
+
+
+@contextlib.contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """For writing to standard output, whose reader may have had enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would complain again when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _guarded(name: str, command: Callable[[], int]) -> int:
+    """Run a command; what is wrong outside this program becomes one line."""
+    try:
+        return command()
+    except TargetError as e:
+        return _error(name, str(e))
+    except OSError as e:
+        return _error(name, str(e))
+    except KeyboardInterrupt:
+        _error(name, "interrupted before there was anything to report")
+        return _INTERRUPTED
+
+
+def _error(name: str, message: str) -> int:
+    write(f"{name}: error: {escape(message)}\n", sys.stderr)
+    return _USAGE_ERROR
+
+
+def _main(argv: Optional[Sequence[str]]) -> int:
+    analyses = find_analyses()
+    parser = _parser(analyses)
+    args = parser.parse_args(argv)
+    if args.command == "list":
+        return _print(list_page(analyses))
+    if args.command == "explain":
+        page = explain_page(analyses, args.name)
+        if page is None:
+            raise TargetError(f"no rule or analysis {args.name!r}; '{_PROGRAM} list' names them")
+        return _print(page)
+    if not (args.core or args.kernel or args.qemu or args.demo):
+        args.parser.error(
+            "name what to look at: -c VMCORE, -k for the running kernel,"
+            " --qemu ADDRESS for a guest, or --demo"
+        )
+    if args.command == "info":
+        return _info(args)
+    if args.command == "triage":
+        return _report(args, args.analyses)
+    return _report(args, (args.analysis,))
+
+
+def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="From a Linux crash dump to a proven cause.",
+        epilog="Exit codes: 0 nothing found and all was read; 1 a finding at or above --fail-on;"
+        " 3 something was not read; 2 wrong usage, or the target cannot be looked at.",
+    )
+    parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    triage = commands.add_parser("triage", help="run every analysis", description="Run analyses.")
+    triage.set_defaults(parser=triage)
+    _add_target_options(triage)
+    add_only_option(triage, analyses)
+    add_report_options(triage)
+
+    run_parser = commands.add_parser(
+        "run", help="run one analysis, with its own options", description="Run one analysis."
+    )
+    names = run_parser.add_subparsers(dest="name", metavar="ANALYSIS", required=True)
+    for analysis in analyses:
+        _add_analysis_parser(names, analysis)
+
+    info = commands.add_parser(
+        "info",
+        help="what a dump is and holds; needs no debug info",
+        description="Show what a dump is and holds. Needs no debug info.",
+    )
+    info.set_defaults(parser=info)
+    _add_target_options(info)
+    info.add_argument("--format", choices=("table", "json"), default="table")
+
+    commands.add_parser("list", help="the analyses and their rules")
+
+    explain = commands.add_parser("explain", help="the page of a rule or an analysis")
+    explain.add_argument("name", metavar="NAME", help="a rule, such as VT201, or an analysis")
+    return parser
+
+
+def _add_analysis_parser(names: Any, analysis: Analysis) -> None:
+    parser: argparse.ArgumentParser = names.add_parser(
+        analysis.name,
+        help=analysis.summary.replace("%", "%%"),
+        description=analysis.summary.replace("%", "%%"),
+    )
+    parser.set_defaults(parser=parser, analysis=analysis)
+    _add_target_options(parser)
+    add_analysis_options(parser, analysis)
+    add_report_options(parser)
+
+
+def _add_target_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("target, one of")
+    target = group.add_mutually_exclusive_group()
+    target.add_argument("-c", "--core", metavar="PATH", help="the given vmcore")
+    target.add_argument("-k", "--kernel", action="store_true", help="the running kernel")
+    target.add_argument(
+        "--qemu",
+        metavar="ADDRESS",
+        help="a QEMU guest, by the Unix socket or the host:port of its QMP",
+    )
+    target.add_argument(
+        "--demo",
+        nargs="?",
+        const=demo.DEFAULT_DUMP,
+        metavar="NAME",
+        help="a dump that ships with this project",
+    )
+    symbols = parser.add_argument_group("debugging symbols")
+    symbols.add_argument(
+        "-s",
+        "--symbols",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a file with debugging symbols, of vmlinux or a module; can be repeated",
+    )
+    symbols.add_argument(
+        "--kernel-directory",
+        dest="kernel_directories",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="search the kernel and its modules there; can be repeated",
+    )
+    symbols.add_argument(
+        "--debug-directory",
+        dest="debug_directories",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="search debugging symbols there; can be repeated",
+    )
+    symbols.add_argument(
+        "--vmcoreinfo", metavar="PATH", help="a file to use in place of the dump's VMCOREINFO"
+    )
+
+
+def _open(args: argparse.Namespace) -> Target:
+    where = (args.kernel_directories, args.debug_directories, args.vmcoreinfo)
+    if args.kernel:
+        return open_live(args.symbols, *where)
+    if args.qemu:
+        return open_qemu(args.qemu, args.symbols, *where)
+    if args.demo:
+        dump = demo.unpack(args.demo)
+        return open_core(dump.vmcore, [*dump.symbols, *args.symbols], *where)
+    return open_core(args.core, args.symbols, *where)
+
+
+def _report(args: argparse.Namespace, analyses: Sequence[Analysis]) -> int:
+    wanted = request(args, analyses)
+    # Opened first: who cannot write there shall not wait to learn it.
+    with output(wanted.output) as file:
+        report = run_request(_open(args), wanted)
+        with _quiet_pipe():
+            print_report(report, wanted, file)
+    return report.exit_code(wanted.fail_on)
+
+
+def _info(args: argparse.Namespace) -> int:
+    facts = _facts(args)
+    if args.format == "json":
+        return _print(json.dump(json.head(__version__, facts)))
+    return _print(facts_text(facts))
+
+
+def _facts(args: argparse.Namespace) -> Tuple[Evidence, ...]:
+    if args.kernel or args.qemu:
+        return _open(args).facts
+    return describe(demo.unpack(args.demo).vmcore if args.demo else args.core)
+
+
+def _print(text: str) -> int:
+    with _quiet_pipe():
+        write(text, sys.stdout)
+    return 0
+
+
+def _script(name: str, analysis: Analysis) -> int:
+    from drgn import get_default_prog
+
+    parser = argparse.ArgumentParser(prog=name, description=analysis.summary.replace("%", "%%"))
+    add_analysis_options(parser, analysis)
+    add_report_options(parser)
+    wanted = request(parser.parse_args(), (analysis,))
+    with output(wanted.output) as file:
+        report = run_request(from_program(get_default_prog()), wanted)
+        with _quiet_pipe():
+            print_report(report, wanted, file)
+    return report.exit_code(wanted.fail_on)
+
+
+def _width(file: TextIO) -> int:
+    if not file.isatty():
+        return DEFAULT_WIDTH
+    low, high = _WIDTH_RANGE
+    return max(low, min(shutil.get_terminal_size().columns, high))
+
+
+def _progress() -> Progress:
+    if not sys.stderr.isatty():
+        return _no_progress
+    # Only where there is somebody to look at it: it takes a while to import.
+    from tqdm import tqdm
+
+    def bar(items: Iterable[Any], description: str, total: Optional[int]) -> Iterable[Any]:
+        return tqdm(items, desc=description, total=total, leave=False, file=sys.stderr)
+
+    return bar
+
+
+def _no_progress(items: Iterable[Any], description: str, total: Optional[int]) -> Iterable[Any]:
+    return items

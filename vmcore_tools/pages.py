@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What ``list`` and ``explain`` show of the analyses and their rules."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Iterator, Optional, Sequence
+
+from vmcore_tools.analysis import Analysis
+from vmcore_tools.model import Rule
+
+_WIDTH = 79
+
+
+def list_page(analyses: Sequence[Analysis]) -> str:
+    """Every analysis with its rules."""
+    return "\n".join("\n".join(_list_lines(analysis)) + "\n" for analysis in analyses)
+
+
+def _list_lines(analysis: Analysis) -> Iterator[str]:
+    yield f"{analysis.name}: {analysis.summary}"
+    for rule in analysis.rules:
+        yield f"  {rule.id} {rule.severity.name.lower():<8} {rule.slug}: {rule.summary}"
+
+
+def explain_page(analyses: Sequence[Analysis], name: str) -> Optional[str]:
+    """The page of the rule, by ID or slug, or of the analysis; None if there is none."""
+    for analysis in analyses:
+        if analysis.name == name:
+            return _analysis_page(analysis)
+        for rule in analysis.rules:
+            if name.upper() == rule.id or name == rule.slug:
+                return _rule_page(analysis, rule)
+    return None
+
+
+def _analysis_page(analysis: Analysis) -> str:
+    lines = [f"{analysis.name}: {analysis.doc}"]
+    if analysis.options:
+        lines += ["", "Options:"]
+        for option in analysis.options:
+            lines += textwrap.wrap(
+                f"--{option.name} {option.metavar or option.key.upper()}: {option.help}",
+                _WIDTH,
+                initial_indent="  ",
+                subsequent_indent="      ",
+            )
+    if analysis.rules:
+        lines += ["", "Rules:", *list(_list_lines(analysis))[1:]]
+    return "\n".join(lines) + "\n"
+
+
+def _rule_page(analysis: Analysis, rule: Rule) -> str:
+    paragraphs = [
+        f"{rule.id} {rule.slug} ({rule.severity.name.lower()}, found by {analysis.name})",
+        textwrap.fill(rule.summary, _WIDTH),
+    ]
+    if rule.page:
+        paragraphs.append(textwrap.dedent(rule.page).strip())
+    paragraphs.append(textwrap.fill(f"What to do: {rule.remedy}", _WIDTH))
+    return "\n\n".join(paragraphs) + "\n"

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Turns a Report into text. Nothing here touches the kernel."""
+
+from __future__ import annotations
+
+from vmcore_tools.model import Report
+from vmcore_tools.report import json, markdown, table
+from vmcore_tools.report.redact import redact as _redact
+
+FORMATS = ("table", "json", "markdown")
+
+#: Columns of text where no terminal says how wide it is.
+DEFAULT_WIDTH = 100
+
+
+def render(
+    report: Report,
+    format: str,
+    *,
+    redact: bool = False,
+    timings: bool = False,
+    width: int = DEFAULT_WIDTH,
+) -> str:
+    """
+    The report as text that ends with a newline.
+
+    :param format: one of :data:`FORMATS`
+    :param redact: mask what may identify people, and addresses
+    :param timings: say how long each analysis took, which differs from run to run
+    :param width: columns to wrap text to (table)
+    """
+    if redact:
+        report = _redact(report)
+    if format == "json":
+        return json.render(report, timings=timings)
+    if format == "markdown":
+        return markdown.render(report, timings=timings)
+    if format == "table":
+        return table.render(report, timings=timings, width=width)
+    raise ValueError(f"no such format: {format}")

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The report as Markdown that pastes into a ticket (GitHub, GitLab, Bugzilla).
+
+All text that is not this project's own stands in code spans and code blocks,
+where no renderer makes links, mentions, HTML or emphasis of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Iterable, Iterator, List, Set
+
+from vmcore_tools.model import (
+    Absent,
+    AnalysisResult,
+    Evidence,
+    Finding,
+    Kind,
+    Ref,
+    Report,
+    Table,
+    columns,
+)
+from vmcore_tools.report.format import (
+    NUMERIC_KINDS,
+    address_text,
+    escape,
+    label,
+    message_text,
+    stack_lines,
+    value_text,
+)
+from vmcore_tools.report.summary import (
+    analysis_line,
+    gaps,
+    row_stacks,
+    table_title,
+    verdict,
+)
+
+#: Longer tables are folded.
+_ROWS_UNFOLDED = 10
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@])")
+
+
+def render(report: Report, *, timings: bool = False) -> str:
+    return _Renderer(report, timings).render()
+
+
+def plain(text: str) -> str:
+    """This project's own words, without accidental markup."""
+    return _MARKUP.sub(r"\\\1", escape(text))
+
+
+def code(text: str) -> str:
+    """
+    Any text as a code span, also fit for a table's cell.
+
+    A pipe would end the cell even in a code span, and how to escape it there
+    differs between renderers: it becomes ``\\x7c``.
+    """
+    text = escape(text).replace("|", "\\x7c")
+    if not text:
+        return "` `"
+    fence = "`" * (_longest_run(text) + 1)
+    # A span loses one space on both sides if both are there.
+    pad = " " if text[0] in "` " or text[-1] in "` " else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def code_block(lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}text\n{text}\n{fence}\n"
+
+
+def value(kind: Kind, value: Any) -> str:
+    if isinstance(value, tuple) and value:
+        return ", ".join(_scalar(kind, item) for item in value)
+    return _scalar(kind, value)
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def _scalar(kind: Kind, value: Any) -> str:
+    if isinstance(value, Absent):
+        return f"? ({code(value.reason)})"
+    if isinstance(value, str) or (kind is Kind.ADDRESS and value is not None):
+        return code(value_text(kind, value))
+    return value_text(kind, value)
+
+
+def _ref(ref: Ref) -> str:
+    text = code(ref.type)
+    if ref.name != "":
+        text += f" {value(ref.name_kind, ref.name)}"
+    if ref.pid is not None:
+        text += f", PID {ref.pid}"
+    if ref.address is not None:
+        text += f" at {code(address_text(ref.address))}"
+    return text
+
+
+def _facts(facts: Iterable[Evidence]) -> Iterator[str]:
+    for item in facts:
+        yield f"- {plain(label(item.name, item.kind))}: {value(item.kind, item.value)}"
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"### {title}", "", *lines]) + "\n"
+
+
+class _Renderer:
+    def __init__(self, report: Report, timings: bool) -> None:
+        self._report = report
+        self._timings = timings
+        self._stacks_shown: Set[str] = set()
+
+    def render(self) -> str:
+        report = self._report
+        sections = [f"**{plain(verdict(report))}**\n"]
+        sections += [self._finding(finding) for finding in report.findings]
+        sections.append(_section("Target", _facts(report.target)))
+        sections += [
+            _section(title, (f"- {code(analysis)}: {code(text)}" for analysis, text in lines))
+            for title, lines in gaps(report)
+        ]
+        sections += [
+            self._table(analysis, table)
+            for analysis in report.analyses
+            for table in analysis.tables
+        ]
+        sections += [self._stack(id) for id in row_stacks(report) if id not in self._stacks_shown]
+        sections.append(
+            _section(
+                "Analyses",
+                (f"- {code(analysis_line(a, self._timings))}" for a in report.analyses),
+            )
+        )
+        sections.append(f"vmcore-tools {plain(report.tool_version)}\n")
+        return "\n".join(sections)
+
+    def _finding(self, finding: Finding) -> str:
+        rule = finding.rule
+        message = message_text(
+            finding, value=lambda item: value(item.kind, item.value), literal=plain
+        )
+        lines = [
+            f"### {rule.severity.name} {plain(rule.id)} {plain(rule.slug)}"
+            f" ({finding.confidence.name.lower()})",
+            "",
+            message,
+            "",
+            f"- subject: {_ref(finding.subject)}",
+            *_facts(finding.evidence),
+            *(f"- related: {_ref(ref)}" for ref in finding.related),
+            *(f"- unread: {code(text)}" for text in finding.unread),
+            f"- what to do: {plain(rule.remedy)}",
+            f"- signature: {code(finding.signature)}",
+        ]
+        stacks = [self._stack(id) for id in finding.stacks]
+        return "\n".join(["\n".join(lines) + "\n", *stacks])
+
+    def _stack(self, id: str) -> str:
+        if id in self._stacks_shown:
+            return f"{code(id)}: shown above\n"
+        self._stacks_shown.add(id)
+        stack = self._report.stacks[id]
+        lines = list(stack_lines(stack.frames))
+        if stack.note is not None:
+            lines.append(f"({escape(stack.note)})")
+        return f"{code(id)}:\n\n{code_block(lines)}"
+
+    def _table(self, analysis: AnalysisResult, table: Table) -> str:
+        title = plain(table_title(analysis, table))
+        if not table.rows:
+            return f"### {title}\n"
+        text = "\n".join(_table_lines(table)) + "\n"
+        if len(table.rows) <= _ROWS_UNFOLDED:
+            return f"### {title}\n\n{text}"
+        return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
+
+
+def _table_lines(table: Table) -> List[str]:
+    kinds = columns(table.row_type)
+    rule = ["---:" if kind in NUMERIC_KINDS else "---" for _, kind in kinds]
+    rows = [
+        [plain(label(name, kind)) for name, kind in kinds],
+        rule,
+        *([value(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows),
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in rows]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the text formats say of a report as a whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Iterator, List, Tuple
+
+from vmcore_tools.model import (
+    AnalysisResult,
+    Kind,
+    Report,
+    Severity,
+    Status,
+    Table,
+    columns,
+)
+from vmcore_tools.report.format import escape, gap_text
+
+NOTHING_FOUND = "No findings. Everything relevant was read."
+
+_STATUS_TEXT = {
+    Status.OK: "ok",
+    Status.PARTIAL: "partial: see above what was not looked at",
+    Status.NOT_APPLICABLE: "not applicable",
+    Status.SKIPPED: "SKIPPED",
+    Status.FAILED: "FAILED",
+}
+
+
+def verdict(report: Report) -> str:
+    """The answer in a sentence: what was found, and whether that is all."""
+    counts = Counter(finding.rule.severity for finding in report.findings)
+    if counts:
+        found = ", ".join(
+            f"{counts[severity]} {severity.name.lower()}"
+            for severity in sorted(Severity, reverse=True)
+            if counts[severity]
+        )
+        text = f"{_plural(sum(counts.values()), 'finding')}: {found}."
+        if not report.complete:
+            text += f" The report is INCOMPLETE: {_incomplete(report)}."
+        return text
+    if report.complete:
+        return NOTHING_FOUND
+    return f"No findings, BUT the report is INCOMPLETE: {_incomplete(report)}."
+
+
+def _incomplete(report: Report) -> str:
+    parts = ["it was interrupted"] if report.interrupted else []
+    for status, text in (
+        (Status.FAILED, "failed"),
+        (Status.SKIPPED, "did not run"),
+        (Status.PARTIAL, "could not read everything"),
+    ):
+        names = [analysis.name for analysis in report.analyses if analysis.status is status]
+        if names:
+            parts.append(f"{', '.join(names)} {text}")
+    return "; ".join(parts)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def gaps(report: Report) -> List[Tuple[str, List[Tuple[str, str]]]]:
+    """Titles, each with lines of (analysis, escaped text); empty ones left out."""
+    material = [
+        (analysis.name, text) for analysis in report.analyses for text in _material(analysis)
+    ]
+    other = [
+        (analysis.name, gap_text(gap))
+        for analysis in report.analyses
+        for gap in analysis.gaps
+        if not gap.material
+    ]
+    sections = [
+        ("NOT looked at", material),
+        ("Not looked at, which changes no answer", other),
+    ]
+    return [(title, lines) for title, lines in sections if lines]
+
+
+def _material(analysis: AnalysisResult) -> Iterator[str]:
+    if analysis.status in (Status.SKIPPED, Status.FAILED):
+        yield f"{analysis.status.value}: {escape(analysis.reason or 'no reason given')}"
+    for gap in analysis.gaps:
+        if gap.material:
+            yield gap_text(gap)
+
+
+def table_title(analysis: AnalysisResult, table: Table) -> str:
+    """Such as ``hung-tasks: HungTask, showing 20 of 5,107``."""
+    title = f"{analysis.name}: {table.row_type.__name__}"
+    if not table.total:
+        return f"{title}, none" if analysis.status is Status.OK else f"{title}, none seen"
+    if len(table.rows) < table.total:
+        return f"{title}, showing {len(table.rows):,} of {table.total:,}"
+    return f"{title}, {_plural(table.total, 'row')}"
+
+
+def row_stacks(report: Report) -> List[str]:
+    """The stacks that table rows refer to, once each, in order."""
+    found = {
+        getattr(row, name): None
+        for analysis in report.analyses
+        for table in analysis.tables
+        for name, kind in columns(table.row_type)
+        if kind is Kind.STACK
+        for row in table.rows
+    }
+    return [id for id in found if isinstance(id, str)]
+
+
+def analysis_line(analysis: AnalysisResult, timings: bool) -> str:
+    text = f"{analysis.name}: {_STATUS_TEXT[analysis.status]}"
+    if analysis.reason is not None:
+        text += f" ({escape(analysis.reason)})"
+    return f"{text}, {analysis.seconds:.2f} s" if timings else text

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The report as text for a terminal: the answer first."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Iterable, Iterator, List, Set
+
+from vmcore_tools.model import (
+    AnalysisResult,
+    Evidence,
+    Finding,
+    Report,
+    Stack,
+    Table,
+    columns,
+)
+from vmcore_tools.report.format import (
+    NUMERIC_KINDS,
+    escape,
+    label,
+    message_text,
+    ref_text,
+    stack_lines,
+    value_text,
+)
+from vmcore_tools.report.summary import (
+    analysis_line,
+    gaps,
+    row_stacks,
+    table_title,
+    verdict,
+)
+
+_INDENT = "  "
+
+
+def render(report: Report, *, timings: bool = False, width: int = 100) -> str:
+    return _Renderer(report, timings, width).render()
+
+
+def facts_text(facts: Iterable[Evidence]) -> str:
+    """One aligned line for each fact."""
+    lines = [(label(item.name, item.kind), value_text(item.kind, item.value)) for item in facts]
+    widest = max((len(name) for name, _ in lines), default=0)
+    return "".join(f"{name + ':':<{widest + 1}} {text}\n" for name, text in lines)
+
+
+class _Renderer:
+    def __init__(self, report: Report, timings: bool, width: int) -> None:
+        self._report = report
+        self._timings = timings
+        self._width = width
+        self._stacks_shown: Set[str] = set()
+        self._rules_shown: Set[str] = set()
+
+    def render(self) -> str:
+        sections = [
+            self._target(),
+            "\n".join(self._wrap(verdict(self._report), "")) + "\n",
+        ]
+        sections += ["\n".join(self._finding(f)) + "\n" for f in self._report.findings]
+        sections += self._gaps()
+        sections += [
+            self._table(analysis, table)
+            for analysis in self._report.analyses
+            for table in analysis.tables
+        ]
+        sections += self._row_stacks()
+        sections.append(self._analyses())
+        return "\n".join(section for section in sections if section)
+
+    def _target(self) -> str:
+        # In a paragraph: the findings shall be on the first screen.
+        facts = "; ".join(
+            f"{label(item.name, item.kind)} {value_text(item.kind, item.value)}"
+            for item in self._report.target
+            if item.value is not None and item.value != ()
+        )
+        return "".join(f"{line}\n" for line in self._wrap(facts, ""))
+
+    def _wrap(self, text: str, indent: str, hang: str = "") -> List[str]:
+        return textwrap.wrap(
+            text,
+            self._width,
+            initial_indent=indent,
+            subsequent_indent=indent + hang,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    def _finding(self, finding: Finding) -> Iterator[str]:
+        rule = finding.rule
+        yield f"{rule.severity.name} {rule.id} {rule.slug} [{finding.confidence.name.lower()}]"
+        yield from self._wrap(message_text(finding), _INDENT)
+        yield from self._field("subject", ref_text(finding.subject))
+        for item in finding.evidence:
+            yield from self._field(label(item.name, item.kind), value_text(item.kind, item.value))
+        for ref in finding.related:
+            yield from self._field("related", ref_text(ref))
+        for id in finding.stacks:
+            yield from self._stack(id)
+        for text in finding.unread:
+            yield from self._field("unread", escape(text))
+        if rule.id not in self._rules_shown:
+            self._rules_shown.add(rule.id)
+            yield from self._field("what to do", rule.remedy)
+        yield from self._field("signature", finding.signature)
+
+    def _field(self, name: str, text: str) -> List[str]:
+        return self._wrap(f"{name}: {text}", _INDENT, _INDENT)
+
+    def _stack(self, id: str) -> Iterator[str]:
+        if id in self._stacks_shown:
+            yield f"{_INDENT}{id}: shown above"
+            return
+        self._stacks_shown.add(id)
+        yield f"{_INDENT}{id}:"
+        yield from _stack_text(self._report.stacks[id], _INDENT * 2)
+
+    def _gaps(self) -> Iterator[str]:
+        for title, found in gaps(self._report):
+            lines = [f"{title}:"]
+            for analysis, text in found:
+                lines += self._wrap(f"{analysis}: {text}", _INDENT, _INDENT)
+            yield "\n".join(lines) + "\n"
+
+    def _table(self, analysis: AnalysisResult, table: Table) -> str:
+        title = table_title(analysis, table)
+        if not table.rows:
+            return f"{title}\n"
+        # A tenth of a second to import: only where there are rows to show.
+        from tabulate import tabulate
+
+        kinds = columns(table.row_type)
+        text = tabulate(
+            [[value_text(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows],
+            headers=[label(name, kind) for name, kind in kinds],
+            colalign=["right" if kind in NUMERIC_KINDS else "left" for _, kind in kinds],
+            disable_numparse=True,
+        )
+        # The padding of the last column is of no use to anybody.
+        lines = [line.rstrip() for line in text.split("\n")]
+        return "\n".join([f"{title}:", *lines]) + "\n"
+
+    def _row_stacks(self) -> Iterator[str]:
+        for id in row_stacks(self._report):
+            if id not in self._stacks_shown:
+                yield "\n".join(self._stack(id)) + "\n"
+
+    def _analyses(self) -> str:
+        lines = ["Analyses:"]
+        for analysis in self._report.analyses:
+            lines += self._wrap(analysis_line(analysis, self._timings), _INDENT, _INDENT)
+        return "\n".join(lines) + "\n"
+
+
+def _stack_text(stack: Stack, indent: str) -> Iterator[str]:
+    for line in stack_lines(stack.frames):
+        yield indent + line
+    if stack.note is not None:
+        yield f"{indent}({escape(stack.note)})"
