@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The contract that an analysis keeps.
+
+An analysis is a module with a docstring for its user, the row dataclasses
+that are its tables, its rules, a generator ``analyze(ctx)`` that yields
+:class:`~vmcore_tools.model.Finding`, :class:`~vmcore_tools.model.Stack` and
+row objects, and one ``ANALYSIS``. It prints nothing and keeps no state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Tuple, TypeVar
+
+from drgn import Program
+
+from vmcore_tools.dump.memory import Memory
+from vmcore_tools.model import Coverage, Rule
+
+T = TypeVar("T")
+
+#: ``progress(iterable, description, total)`` gives the items of the iterable.
+Progress = Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of one analysis: ``--name`` on the command line."""
+
+    name: str  #: with dashes
+    help: str
+    type: Callable[[str], Any]
+    default: Any = None
+    metavar: Optional[str] = None
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("-", "_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Requires:
+    """
+    What must be in the debug info.
+
+    *types* identify the subsystem: where vmlinux and every loaded module have
+    debug info and a type is nowhere in it, the kernel has no such subsystem
+    and the analysis is not applicable. Without full debug info it is skipped.
+    """
+
+    types: Tuple[str, ...] = ()
+    symbols: Tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an analysis is given."""
+
+    prog: Program
+    memory: Memory  #: the pages that the target holds, and bulk reads of them
+    coverage: Coverage  #: where it counts what it could not read
+    options: Mapping[str, Any]  #: by :attr:`Option.key`
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    name: str
+    analyze: Callable[[Context], Iterator[Any]]
+    tables: Tuple[type, ...]
+    rules: Tuple[Rule, ...]
+    options: Tuple[Option, ...] = ()
+    requires: Requires = Requires()
+
+    @property
+    def doc(self) -> str:
+        """The module's docstring, for the analysis's user."""
+        module = sys.modules[self.analyze.__module__]
+        return inspect.cleandoc(module.__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        return self.doc.partition("\n")[0]

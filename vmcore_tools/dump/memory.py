@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Bulk reads of what the page map says is there.
+
+drgn reads an object at a time; these reads give NumPy arrays, never touch an
+absent page, and say which bytes they could not get.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import List, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Program
+
+from vmcore_tools.dump.page_map import PageMap
+
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+Pfns = npt.NDArray[np.uint64]
+
+#: Bytes read at once. Larger reads gain nothing, smaller ones cost a call each.
+CHUNK_BYTES = 1 << 20
+#: A virtual read that fails is retried in pieces down to the page size.
+_VIRTUAL_CHUNK_BYTES = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """
+    The memory of a target.
+
+    :ivar prog: the drgn program that reads it
+    :ivar page_map: the pages that it holds
+    """
+
+    prog: Program
+    page_map: PageMap
+
+    def read_pages(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
+        """
+        Read whole pages by page frame number.
+
+        :param pfns: uint64 array of shape (n,), sorted
+        :return: uint8 array of shape (n, page size), and bool array of shape
+            (n,): which rows were read; the others are zero
+        """
+        page_size = self.page_map.page_size_bytes
+        data = np.zeros((len(pfns), page_size), dtype=np.uint8)
+        read = np.zeros(len(pfns), dtype=bool)
+        present = np.flatnonzero(self.page_map.present(pfns))
+        if not len(present):
+            return data, read
+        breaks = np.flatnonzero(np.diff(pfns[present]) != 1) + 1
+        pages_max = max(1, CHUNK_BYTES // page_size)
+        for run in np.split(present, breaks):
+            for start in range(0, len(run), pages_max):
+                rows = run[start : start + pages_max]
+                self._read_run(pfns, rows, data, read)
+        return data, read
+
+    def _read_run(self, pfns: Pfns, rows: npt.NDArray[np.intp], data: Bytes, read: Flags) -> None:
+        page_size = self.page_map.page_size_bytes
+        first, count = int(rows[0]), len(rows)
+        try:
+            raw = self.prog.read(int(pfns[first]) * page_size, count * page_size, physical=True)
+        except FaultError:
+            # Promised by the map, but damaged: keep what can be had.
+            if count > 1:
+                middle = count // 2
+                self._read_run(pfns, rows[:middle], data, read)
+                self._read_run(pfns, rows[middle:], data, read)
+            return
+        data[first : first + count] = np.frombuffer(raw, dtype=np.uint8).reshape(count, page_size)
+        read[first : first + count] = True
+
+    def read_virtual(self, address: int, size: int) -> Tuple[Bytes, Flags]:
+        """
+        Read mapped kernel memory, in pages that need not all be present.
+
+        :param address: virtual address, a multiple of the page size
+        :param size: bytes, a multiple of the page size
+        :return: uint8 array of shape (size,), and bool array of shape
+            (size / page size,): which pages were read; the others are zero
+        """
+        page_size = self.page_map.page_size_bytes
+        data = np.zeros(size, dtype=np.uint8)
+        read = np.zeros(size // page_size, dtype=bool)
+        pending: List[Tuple[int, int]] = [
+            (start, min(size, start + _VIRTUAL_CHUNK_BYTES))
+            for start in reversed(range(0, size, _VIRTUAL_CHUNK_BYTES))
+        ]
+        while pending:
+            start, end = pending.pop()
+            try:
+                raw = self.prog.read(address + start, end - start)
+            except FaultError:
+                if end - start > page_size:
+                    # The faulting page ends the try; go on page by page.
+                    pending += [(p, p + page_size) for p in reversed(range(start, end, page_size))]
+                continue
+            data[start:end] = np.frombuffer(raw, dtype=np.uint8)
+            read[start // page_size : end // page_size] = True
+        if self.page_map.zero_filled_holes:
+            self._doubt_zeros(address, data, read)
+        return data, read
+
+    def _doubt_zeros(self, address: int, data: Bytes, read: Flags) -> None:
+        """Believe a page of zeros only if the page map has its frame."""
+        from drgn.helpers.linux.mm import follow_phys
+
+        page_size = self.page_map.page_size_bytes
+        zero = ~data.reshape(-1, page_size).any(axis=1)
+        for row in np.flatnonzero(zero & read):
+            try:
+                physical = follow_phys(
+                    self.prog["init_mm"].address_of_(), address + int(row) * page_size
+                )
+                pfn = np.array([physical.value_() // page_size], dtype=np.uint64)
+                read[row] = bool(self.page_map.present(pfn)[0])
+            except (FaultError, LookupError, NotImplementedError, ValueError):
+                read[row] = False

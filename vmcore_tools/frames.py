@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""drgn's stack traces as the report's stacks."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Sequence
+
+from drgn import FaultError, Object, Program, StackFrame, StackTrace
+
+from vmcore_tools.model import Frame, Stack
+
+_FRAMES_MAX = 200
+
+
+def task_stack(task: Object) -> Stack:
+    """
+    A task's kernel stack, inline frames included.
+
+    :param task: ``struct task_struct *``
+    """
+    try:
+        trace = task.prog_.stack_trace(task)
+    except (ValueError, LookupError, FaultError) as error:
+        return Stack((), note=f"it cannot be unwound: {error}")
+    return stack_of_trace(task.prog_, trace)
+
+
+def stack_of_addresses(prog: Program, addresses: Sequence[int]) -> Stack:
+    """
+    A stack from recorded return addresses, the innermost first.
+
+    Such records have no inline frames; the debug info gives them.
+    """
+    return stack_of_trace(prog, prog.stack_trace_from_pcs(list(addresses)))
+
+
+def stack_of_trace(prog: Program, trace: StackTrace) -> Stack:
+    """A drgn stack trace as plain data."""
+    count = len(trace)
+    frames: List[Frame] = [_frame(prog, trace[i]) for i in range(min(count, _FRAMES_MAX))]
+    note = f"it has {count - _FRAMES_MAX} more frames" if count > _FRAMES_MAX else None
+    return Stack(tuple(frames), note=note)
+
+
+def _frame(prog: Program, frame: StackFrame) -> Frame:
+    offset: Optional[int] = None
+    size: Optional[int] = None
+    name = frame.name
+    if not frame.is_inline:
+        try:
+            symbol = frame.symbol()
+            offset, size = frame.pc - symbol.address, symbol.size
+            name = name or symbol.name
+        except LookupError:
+            pass
+    try:
+        file, line, _ = frame.source()
+    except LookupError:
+        file, line = None, None
+    return Frame(
+        function=name,
+        module=_module_name(prog, frame),
+        offset=offset,
+        size=size,
+        file=file,
+        line=line,
+        inline=frame.is_inline,
+    )
+
+
+def _module_name(prog: Program, frame: StackFrame) -> Optional[str]:
+    try:
+        module = prog.module(frame.pc)
+    except LookupError:
+        return None
+    return None if module == prog.main_module() else module.name

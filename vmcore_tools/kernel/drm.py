@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""DRM devices, their open files and framebuffers."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from drgn import Object, Program, cast
+from drgn.helpers.linux.idr import idr_for_each
+from drgn.helpers.linux.list import validate_list_for_each_entry
+from drgn.helpers.linux.xarray import xa_for_each
+
+#: Bounds that no machine reaches; a damaged list must end.
+_MINORS_MAX = 4096
+_LIST_MAX = 10_000_000
+
+
+def for_each_drm_minor(prog: Program) -> Iterator[Object]:
+    """
+    Iterate over the minors of all DRM devices.
+
+    :return: Iterator of ``struct drm_minor *``
+    :raises LookupError: without the debug info of DRM
+    """
+    # 5fbca8b48b30 ("drm: Use XArray instead of IDR for minors") in v6.12.
+    try:
+        entries = xa_for_each(prog["drm_minors_xa"].address_of_())
+    except KeyError:
+        entries = idr_for_each(prog["drm_minors_idr"].address_of_())
+    for number, (_, entry) in enumerate(entries):
+        if number >= _MINORS_MAX:
+            return
+        if entry:
+            yield cast("struct drm_minor *", entry)
+
+
+def for_each_drm_device(prog: Program) -> Iterator[Object]:
+    """
+    Iterate over all DRM devices.
+
+    :return: Iterator of ``struct drm_device *``
+    :raises LookupError: without the debug info of DRM
+    """
+    seen = set()
+    for minor in for_each_drm_minor(prog):
+        device = minor.dev.read_()
+        if device.value_() not in seen:
+            seen.add(device.value_())
+            yield device
+
+
+def for_each_drm_file(device: Object) -> Iterator[Object]:
+    """
+    Iterate over the open files of a DRM device.
+
+    :param device: ``struct drm_device *``
+    :return: Iterator of ``struct drm_file *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    for number, file in enumerate(
+        validate_list_for_each_entry("struct drm_file", device.filelist.address_of_(), "lhead")
+    ):
+        if number >= _LIST_MAX:
+            return
+        yield file
+
+
+def for_each_framebuffer(device: Object) -> Iterator[Object]:
+    """
+    Iterate over the framebuffers of a DRM device.
+
+    :param device: ``struct drm_device *``
+    :return: Iterator of ``struct drm_framebuffer *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    for number, framebuffer in enumerate(
+        validate_list_for_each_entry(
+            "struct drm_framebuffer", device.mode_config.fb_list.address_of_(), "head"
+        )
+    ):
+        if number >= _LIST_MAX:
+            return
+        yield framebuffer

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The kernel log, the record that wraps the ring included.
+
+drgn 0.3's ``get_printk_records()`` gives that record with 8 bytes of
+descriptor ID in front and the last 8 bytes lost. Here the descriptors are
+read in bulk, which is also faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List, NamedTuple, Optional
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Object, Program
+from drgn.helpers.linux.printk import get_printk_records
+
+from vmcore_tools.kernel.layout import field_dtype
+
+
+class LogRecord(NamedTuple):
+    """
+    A record of the kernel log.
+
+    :ivar seq: sequence number
+    :ivar timestamp_ns: nanoseconds since boot, of the local clock
+    :ivar level: log level
+    :ivar text: the message
+    :ivar caller_tid: the thread that wrote it, None if unknown or not in a task
+    """
+
+    seq: int
+    timestamp_ns: int
+    level: int
+    text: bytes
+    caller_tid: Optional[int]
+
+
+def log_records(prog: Program) -> List[LogRecord]:
+    """
+    The records of the kernel log, the oldest first.
+
+    :raises drgn.FaultError: if the log is not in the dump
+    :raises LookupError: without the log's debug info
+    """
+    try:
+        ring = prog["prb"].read_()
+    except KeyError:
+        # 896fbe20b4e2 ("printk: use the lockless ringbuffer") in v5.10; the
+        # older log has no wrapped records.
+        return [
+            LogRecord(r.seq, r.timestamp, r.level, r.text, r.caller_tid)
+            for r in get_printk_records(prog)
+        ]
+    return _lockless_records(prog, ring)
+
+
+def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
+    desc_ring = ring.desc_ring.read_()
+    count = 1 << desc_ring.count_bits.value_()
+    data_size = 1 << ring.text_data_ring.size_bits.value_()
+    descs = _array(
+        desc_ring.descs,
+        count,
+        {
+            "state_var": "state_var.counter",
+            "begin": "text_blk_lpos.begin",
+            "next": "text_blk_lpos.next",
+        },
+    )
+    infos = _array(
+        desc_ring.infos,
+        count,
+        {"seq": "seq", "ts_nsec": "ts_nsec", "text_len": "text_len", "caller_id": "caller_id"},
+    )
+    level_offset = _level_offset(prog)
+    levels = infos.view(np.uint8).reshape(count, -1)[:, level_offset] >> 5
+    data = prog.read(ring.text_data_ring.data, data_size)
+
+    # kernel/printk/printk_ringbuffer.h: the two top bits of state_var are the
+    # state, the others the descriptor's ID.
+    state_shift = np.uint64(62)
+    id_mask = (1 << 62) - 1
+    readable = [prog[name].value_() for name in ("desc_committed", "desc_finalized")]
+    tail = desc_ring.tail_id.counter.value_() & id_mask
+    head = desc_ring.head_id.counter.value_() & id_mask
+    ids = (tail + np.arange(min(count, ((head - tail) & id_mask) + 1))) & id_mask
+    index = (ids & (count - 1)).astype(np.int64)
+    states = descs["state_var"][index]
+    valid = np.isin(states >> state_shift, readable) & (
+        (states & np.uint64(id_mask)) == ids.astype(np.uint64)
+    )
+    records = []
+    for i in index[valid].tolist():
+        text = block_text(
+            data, int(descs["begin"][i]), int(descs["next"][i]), int(infos["text_len"][i])
+        )
+        if text is None:
+            continue
+        caller = int(infos["caller_id"][i])
+        records.append(
+            LogRecord(
+                int(infos["seq"][i]),
+                int(infos["ts_nsec"][i]),
+                int(levels[i]),
+                text,
+                None if caller & 0x80000000 else caller,
+            )
+        )
+    return records
+
+
+def block_text(data: bytes, begin: int, next_: int, text_len: int) -> Optional[bytes]:
+    """
+    The text of a data block, as ``get_data()`` of printk_ringbuffer.c finds it.
+
+    :param data: the data ring
+    :param begin: logical position where the block begins
+    :param next_: logical position behind it
+    :param text_len: bytes of text
+    :return: None for a record without data
+    """
+    id_size = 8
+    if begin & 1 and next_ & 1:
+        return None  # BLK_DATALESS(): such positions are odd
+    size = len(data)
+    start = begin % size
+    if begin // size == next_ // size or next_ % size == 0:
+        end = start + (next_ - begin)
+    else:
+        # The block did not fit behind its begin: it is at the ring's start.
+        start, end = 0, next_ % size
+    start += id_size
+    return data[start : max(start, min(end, start + text_len, size))]
+
+
+def _array(first: Object, count: int, members: Any) -> npt.NDArray[Any]:
+    dtype = field_dtype(first.type_.type, members)
+    return np.frombuffer(first.prog_.read(first, count * dtype.itemsize), dtype=dtype)
+
+
+def _level_offset(prog: Program) -> int:
+    """Byte of ``struct printk_info`` whose three top bits are the level."""
+    for member in prog.type("struct printk_info").members or ():
+        if member.name == "level":
+            return int(member.bit_offset) // 8
+    raise LookupError("struct printk_info has no member level")

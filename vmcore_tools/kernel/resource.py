@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kernel's resource tree: where RAM is."""
+
+from __future__ import annotations
+
+from typing import Iterator, Tuple
+
+from drgn import Object, Program
+
+#: More resources than any machine has; a damaged tree must end.
+_RESOURCES_MAX = 100_000
+
+
+def for_each_resource(root: Object) -> Iterator[Object]:
+    """
+    Iterate over the resources below a root, parents first.
+
+    Mirrors ``next_resource()`` of kernel/resource.c.
+
+    :param root: ``struct resource *``
+    :return: Iterator of ``struct resource *``
+    """
+    pending = [root.child.read_()]
+    for _ in range(_RESOURCES_MAX):
+        if not pending:
+            return
+        resource = pending.pop()
+        if not resource:
+            continue
+        yield resource
+        pending.append(resource.sibling.read_())
+        pending.append(resource.child.read_())
+
+
+def system_ram(prog: Program) -> Iterator[Tuple[int, int]]:
+    """
+    Physical address ranges ``[start, end)`` of System RAM, hotplugged memory included.
+
+    :raises drgn.FaultError: if the tree cannot be read
+    :raises LookupError: without the debug info of ``iomem_resource``
+    """
+    for resource in for_each_resource(prog["iomem_resource"].address_of_()):
+        # IORESOURCE_SYSTEM_RAM is a macro, which debug info does not have;
+        # every architecture gives these resources this one name.
+        if resource.name.string_() == b"System RAM":
+            yield resource.start.value_(), resource.end.value_() + 1

@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Every slab of every cache, from one pass over the page structures.
+
+drgn's helpers read one ``struct page`` at a time and walk all of RAM again
+for each cache. Here the page structures are read in bulk, one mask gives all
+slabs, and the freelists of all slabs of a cache are followed in lockstep. A
+corrupt slab is counted and named, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Object, Program
+from drgn.helpers import ValidationError
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.list import validate_list_for_each_entry
+
+from vmcore_tools.dump.memory import Memory
+from vmcore_tools.kernel.layout import bit_field, field_dtype
+from vmcore_tools.kernel.page import direct_map_offset, page_structs
+
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+_CACHE_KEY = "vmcore_tools.kernel.slab.index"
+#: More caches than any kernel has, memory cgroups' copies included.
+_CACHES_MAX = 100_000
+#: Slab bytes that are held at a time.
+_BATCH_BYTES = 16 << 20
+_OO_SHIFT = 16  # mm/slub.c
+_OO_MASK = (1 << _OO_SHIFT) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SlabCache:
+    """
+    What the index needs of a ``struct kmem_cache``.
+
+    :ivar cache: ``struct kmem_cache *``
+    :ivar name: its name
+    :ivar size_bytes: from one object to the next, metadata included
+    :ivar object_size_bytes: what the user of an object may touch
+    :ivar red_left_pad_bytes: in front of the first object
+    :ivar inuse_bytes: where metadata behind the object begins
+    :ivar freelist_offset: of the free pointer in a free object
+    :ivar random: the freelist's secret; None without hardening
+    :ivar orders: objects in a slab to the slab's order
+    """
+
+    cache: Object
+    name: str
+    size_bytes: int
+    object_size_bytes: int
+    red_left_pad_bytes: int
+    inuse_bytes: int
+    freelist_offset: int
+    random: Optional[int]
+    orders: Dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class SlabProblem:
+    """
+    A slab that could not be wholly understood.
+
+    :ivar address: of the slab's memory, or of the structure that is damaged
+    :ivar cache: the cache's name, "" if unknown
+    :ivar reason: what is wrong
+    :ivar corrupt: it is damaged; otherwise it is not in the dump
+    """
+
+    address: int
+    cache: str
+    reason: str
+    corrupt: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SlabBatch:
+    """
+    Slabs of one cache with the same number of objects, and their bytes.
+
+    :ivar cache: the cache
+    :ivar rows: int64 array of shape (n,): the slabs' rows in the index
+    :ivar data: uint8 array of shape (n, slab size in bytes)
+    :ivar objects: uint64 array of shape (n, objects): their addresses
+    :ivar allocated: bool array of shape (n, objects)
+    :ivar intact: bool array of shape (n,): the slab was read and its
+        freelist is sound; ``allocated`` is all false where it is not
+    """
+
+    cache: SlabCache
+    rows: Ints
+    data: npt.NDArray[np.uint8]
+    objects: U64
+    allocated: Bools
+    intact: Bools
+
+
+class SlabIndex:
+    """
+    All slabs of a kernel; get it with :func:`slab_index`.
+
+    The arrays have a row for each slab, in the order of the page frames.
+
+    :ivar caches: the slab caches, in the kernel's order
+    :ivar pfn: int64, first page frame
+    :ivar address: uint64, where the slab's memory starts
+    :ivar cache: int64, position in :attr:`caches`
+    :ivar objects: int64, objects that the slab holds, free ones included
+    :ivar inuse: int64, as the kernel counts them
+    :ivar frozen: bool, the slab belongs to a CPU
+    :ivar freelist: uint64, address of the first free object
+    :ivar problems: slabs and caches that could not be read or are damaged
+    :ivar unread_page_structs: page structures that are not in the dump
+    """
+
+    def __init__(self, prog: Program, memory: Memory) -> None:
+        self.prog = prog
+        self.memory = memory
+        self.problems: List[SlabProblem] = []
+        self.unread_page_structs = 0
+        self.caches = self._read_caches()
+        self._read_slabs()
+        self._hardened_votes = np.zeros(2, dtype=np.int64)
+        self._cpu_freelists = self._read_cpu_freelists()
+
+    def cache_number(self, cache: Object) -> Optional[int]:
+        """
+        Position of a cache in :attr:`caches`.
+
+        :param cache: ``struct kmem_cache *``
+        """
+        address = cache.value_()
+        for number, known in enumerate(self.caches):
+            if known.cache.value_() == address:
+                return number
+        return None
+
+    def objects_with_word(self, cache: int, offset: int, value: int) -> U64:
+        """
+        The allocated objects of a cache that hold a word at an offset.
+
+        :param cache: position in :attr:`caches`
+        :param offset: in the object, a multiple of 8
+        :param value: what the word must be
+        :return: uint64 array of addresses, sorted
+        """
+        found = [np.zeros(0, dtype=np.uint64)]
+        size = self.caches[cache].size_bytes
+        for batch in self.batches(np.flatnonzero(self.cache == cache)):
+            start = batch.cache.red_left_pad_bytes + offset
+            words = batch.data.view(np.uint64)
+            at = (start + np.arange(batch.objects.shape[1]) * size) // 8
+            found.append(batch.objects[batch.allocated & (words[:, at] == np.uint64(value))])
+        return np.sort(np.concatenate(found))
+
+    # Reading the kernel's structures.
+
+    def _read_caches(self) -> Tuple[SlabCache, ...]:
+        caches = []
+        entries = validate_list_for_each_entry(
+            "struct kmem_cache", self.prog["slab_caches"].address_of_(), "list"
+        )
+        try:
+            for number, cache in enumerate(entries):
+                if number >= _CACHES_MAX:
+                    raise ValidationError("list of slab caches has no end")
+                caches.append(_slab_cache(cache))
+        except (FaultError, ValidationError) as error:
+            head = self.prog["slab_caches"].address_
+            assert head is not None
+            self.problems.append(
+                SlabProblem(head, "", f"the list of slab caches breaks off: {error}", True)
+            )
+        return tuple(caches)
+
+    def _read_slabs(self) -> None:
+        layout = _SlabLayout(self.prog)
+        parts: List[npt.NDArray[Any]] = []
+        for structs in page_structs(self.prog, self.memory):
+            self.unread_page_structs += int((~structs.read).sum())
+            parts.append(layout.slabs(structs.first_pfn, structs.data, structs.read))
+        slabs = np.concatenate(parts) if parts else np.zeros(0, dtype=layout.row_dtype)
+
+        pointers = np.array([c.cache.value_() for c in self.caches], dtype=np.uint64)
+        order = np.argsort(pointers)
+        at = np.searchsorted(pointers[order], slabs["slab_cache"])
+        at = np.minimum(at, max(0, len(pointers) - 1))
+        known = (
+            pointers[order][at] == slabs["slab_cache"]
+            if len(pointers)
+            else np.zeros(len(slabs), dtype=bool)
+        )
+        page_size = self.memory.page_map.page_size_bytes
+        offset = direct_map_offset(self.prog)
+        for slab in slabs[~known]:
+            self.problems.append(
+                SlabProblem(
+                    int(slab["pfn"]) * page_size + offset,
+                    "",
+                    f"its cache pointer 0x{int(slab['slab_cache']):x} is no slab cache",
+                    True,
+                )
+            )
+        slabs = slabs[known]
+        self.pfn: Ints = slabs["pfn"].astype(np.int64)
+        self.address: U64 = slabs["pfn"] * np.uint64(page_size) + np.uint64(offset)
+        self.cache: Ints = order[at[known]].astype(np.int64)
+        self.objects: Ints = slabs["objects"].astype(np.int64)
+        self.inuse: Ints = slabs["inuse"].astype(np.int64)
+        self.frozen: Bools = slabs["frozen"].astype(bool)
+        self.freelist: U64 = slabs["freelist"].copy()
+
+    def _read_cpu_freelists(self) -> Dict[int, List[int]]:
+        """Row of a slab to the first free objects on CPUs' lists."""
+        lists: Dict[int, List[int]] = {}
+        if not self.caches or not hasattr(self.caches[0].cache, "cpu_slab"):
+            return lists
+        dtype = field_dtype(self.prog.type("struct kmem_cache_cpu"), {"freelist": "freelist"})
+        offsets = [
+            self.prog["__per_cpu_offset"][cpu].value_() for cpu in for_each_possible_cpu(self.prog)
+        ]
+        for cache in self.caches:
+            base = cache.cache.cpu_slab.value_()
+            for offset in offsets:
+                address = (base + offset) & 0xFFFFFFFFFFFFFFFF
+                try:
+                    raw = self.prog.read(address, dtype.itemsize)
+                except FaultError:
+                    self.problems.append(
+                        SlabProblem(address, cache.name, "a CPU's slab cannot be read", False)
+                    )
+                    continue
+                head = int(np.frombuffer(raw, dtype=dtype)["freelist"][0])
+                if not head:
+                    continue
+                row = int(self.find(np.array([head], dtype=np.uint64))[0])
+                if row < 0 or self.caches[self.cache[row]] is not cache:
+                    self.problems.append(
+                        SlabProblem(
+                            address, cache.name, f"a CPU's free object 0x{head:x} is not its", True
+                        )
+                    )
+                    continue
+                lists.setdefault(row, []).append(head)
+        return lists
+
+    # Queries.
+
+    def find(self, addresses: U64) -> Ints:
+        """
+        The slabs that hold addresses.
+
+        :param addresses: uint64 array of shape (n,)
+        :return: int64 array of shape (n,): rows, -1 for an address in no slab
+        """
+        if not len(self.pfn):
+            return np.full(len(addresses), -1, dtype=np.int64)
+        page_size = self.memory.page_map.page_size_bytes
+        row = np.searchsorted(self.address, addresses, side="right").astype(np.int64) - 1
+        at = np.maximum(row, 0)
+        size = np.array([c.size_bytes for c in self.caches], dtype=np.int64)[self.cache[at]]
+        # A slab's pages may have an unused rest behind the last object.
+        pages = -(-(size * self.objects[at]) // page_size)
+        inside = (addresses - self.address[at]) < (pages * page_size).astype(np.uint64)
+        return np.where((row >= 0) & inside, at, -1)
+
+    def allocated(self, addresses: U64) -> Bools:
+        """
+        Which addresses lie in an allocated slab object.
+
+        :param addresses: uint64 array of shape (n,)
+        :return: bool array of shape (n,); False where that is not known
+        """
+        rows = self.find(addresses)
+        result = np.zeros(len(addresses), dtype=bool)
+        wanted = np.unique(rows[rows >= 0])
+        for batch in self.batches(wanted):
+            position = {int(row): i for i, row in enumerate(batch.rows)}
+            first = batch.objects[:, 0] if batch.objects.shape[1] else batch.objects.sum(axis=1)
+            for i in np.flatnonzero(np.isin(rows, batch.rows)):
+                at = position[int(rows[i])]
+                number = (int(addresses[i]) - int(first[at])) // batch.cache.size_bytes
+                if 0 <= number < batch.objects.shape[1]:
+                    result[i] = batch.allocated[at, number]
+        return result
+
+    def batches(self, rows: Optional[Ints] = None) -> Iterator[SlabBatch]:
+        """
+        Read slabs and tell their allocated objects from the free ones.
+
+        :param rows: int64 array of rows; None for all
+        """
+        if rows is None:
+            rows = np.arange(len(self.pfn), dtype=np.int64)
+        key = self.cache[rows] << 32 | self.objects[rows]
+        order = np.argsort(key, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(rows) else []
+        for group in groups:
+            members = rows[group]
+            cache = self.caches[self.cache[members[0]]]
+            count = int(self.objects[members[0]])
+            slab_bytes = self._slab_bytes(cache, count)
+            if slab_bytes is None:
+                for row in members:
+                    self._problem(int(row), f"it cannot hold {count} objects", True)
+                continue
+            step = max(1, _BATCH_BYTES // slab_bytes)
+            for start in range(0, len(members), step):
+                yield self._batch(cache, members[start : start + step], count, slab_bytes)
+
+    def _slab_bytes(self, cache: SlabCache, count: int) -> Optional[int]:
+        page_size = self.memory.page_map.page_size_bytes
+        order = cache.orders.get(count)
+        if order is None or not 0 < count * cache.size_bytes <= page_size << order:
+            return None
+        return page_size << order
+
+    def _batch(self, cache: SlabCache, rows: Ints, count: int, slab_bytes: int) -> SlabBatch:
+        page_size = self.memory.page_map.page_size_bytes
+        pages = slab_bytes // page_size
+        pfns = (self.pfn[rows, None] + np.arange(pages)).astype(np.uint64)
+        raw, read = self.memory.read_pages(pfns.ravel())
+        data = raw.reshape(len(rows), slab_bytes)
+        intact: Bools = np.logical_and.reduce(read.reshape(len(rows), pages), axis=1)
+        for row in rows[~intact]:
+            self._problem(int(row), "it is not in the dump", False)
+
+        first = self.address[rows] + np.uint64(cache.red_left_pad_bytes)
+        steps = np.arange(count, dtype=np.uint64) * np.uint64(cache.size_bytes)
+        objects = first[:, None] + steps
+        free = np.zeros((len(rows), count), dtype=bool)
+        heads = [(i, int(self.freelist[row])) for i, row in enumerate(rows) if self.freelist[row]]
+        heads += [
+            (i, head)
+            for i, row in enumerate(rows)
+            for head in self._cpu_freelists.get(int(row), ())
+        ]
+        heads = [(i, head) for i, head in heads if intact[i]]
+        corrupt = self._follow_freelists(cache, data, first, free, heads)
+        for i, reason in corrupt.items():
+            intact[i] = False
+            self._problem(int(rows[i]), reason, True)
+        return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
+
+    def _follow_freelists(
+        self,
+        cache: SlabCache,
+        data: npt.NDArray[np.uint8],
+        first: U64,
+        free: Bools,
+        heads: Sequence[Tuple[int, int]],
+    ) -> Dict[int, str]:
+        """Mark free objects, all slabs one step at a time; slab to what is wrong."""
+        corrupt: Dict[int, str] = {}
+        if not heads:
+            return corrupt
+        count, size = free.shape[1], np.uint64(cache.size_bytes)
+        words = data.view(np.uint64)
+        slab = np.array([i for i, _ in heads], dtype=np.int64)
+        pointer = np.array([head for _, head in heads], dtype=np.uint64)
+        while len(slab):
+            offset = pointer - first[slab]
+            number = (offset // size).astype(np.int64)
+            outside = (offset >= np.uint64(count) * size) | (offset % size != 0)
+            for i, bad in zip(slab[outside].tolist(), pointer[outside].tolist()):
+                corrupt[i] = f"its freelist has the pointer 0x{bad:x}, which is none of its objects"
+            slab, pointer, number = slab[~outside], pointer[~outside], number[~outside]
+            again = free[slab, number]
+            for i in slab[again].tolist():
+                corrupt[i] = "its freelist runs in a circle"
+            slab, pointer, number = slab[~again], pointer[~again], number[~again]
+            free[slab, number] = True
+            at = pointer - first[slab] + np.uint64(cache.red_left_pad_bytes + cache.freelist_offset)
+            word = words[slab, (at // np.uint64(8)).astype(np.int64)]
+            pointer = self._decode(
+                cache, word, pointer + np.uint64(cache.freelist_offset), first[slab], count
+            )
+            slab, pointer = slab[pointer != 0], pointer[pointer != 0]
+        return corrupt
+
+    def _decode(self, cache: SlabCache, word: U64, address: U64, first: U64, count: int) -> U64:
+        """
+        Free pointers as ``freelist_dereference()`` of mm/slub.c reads them.
+
+        Kernel commit 1ad53d9fa3f6 ("slub: improve bit diffusion for freelist
+        ptr obfuscation") added the swab and was backported, so the variant is
+        decided by which one gives objects of the slab.
+        """
+        if cache.random is None:
+            return word
+        secret = np.uint64(cache.random)
+        decoded = (word ^ secret ^ address.byteswap(), word ^ secret ^ address)
+        limit = np.uint64(count * cache.size_bytes)
+        for variant, pointer in enumerate(decoded):
+            offset = pointer - first
+            sound = (offset < limit) & (offset % np.uint64(cache.size_bytes) == 0)
+            self._hardened_votes[variant] += int((sound | (pointer == 0)).sum())
+        return decoded[int(np.argmax(self._hardened_votes))]
+
+    def _problem(self, row: int, reason: str, corrupt: bool) -> None:
+        problem = SlabProblem(
+            int(self.address[row]), self.caches[self.cache[row]].name, reason, corrupt
+        )
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+class _SlabLayout:
+    """Where a slab's fields are in ``struct slab`` or ``struct page``."""
+
+    row_dtype = np.dtype(
+        [
+            ("pfn", np.uint64),
+            ("slab_cache", np.uint64),
+            ("freelist", np.uint64),
+            ("objects", np.uint32),
+            ("inuse", np.uint32),
+            ("frozen", np.uint32),
+        ]
+    )
+
+    def __init__(self, prog: Program) -> None:
+        # d122019bf061 ("mm: Split slab into its own type") in v5.17 moved
+        # these members from struct page into struct slab, which overlays it.
+        try:
+            slab_type = prog.type("struct slab")
+        except LookupError:
+            slab_type = prog.type("struct page")
+        page_type = prog.type("struct page")
+        self._flags = field_dtype(page_type, {"flags": "flags"})
+        self._pointers = field_dtype(
+            slab_type, {"slab_cache": "slab_cache", "freelist": "freelist"}
+        )
+        self._bits = {name: bit_field(slab_type, name) for name in ("objects", "inuse", "frozen")}
+        self._slab_flag = np.uint64(1 << prog.constant("PG_slab").value_())
+
+    def slabs(self, first_pfn: int, data: npt.NDArray[np.uint8], read: Bools) -> npt.NDArray[Any]:
+        """The slabs among page structures: an array of :attr:`row_dtype`."""
+        flags = data.view(self._flags)["flags"][:, 0]
+        index = np.flatnonzero((flags & self._slab_flag != 0) & read)
+        structs = np.ascontiguousarray(data[index])
+        rows = np.zeros(len(index), dtype=self.row_dtype)
+        rows["pfn"] = index + first_pfn
+        for name in ("slab_cache", "freelist"):
+            offset = self._pointers.fields[name][1]  # type: ignore[index]
+            rows[name] = structs[:, offset : offset + 8].copy().view(np.uint64)[:, 0]
+        for name, field in self._bits.items():
+            at = field.byte_offset
+            rows[name] = field.extract(structs[:, at : at + 4].copy().view(np.uint32)[:, 0])
+        return rows
+
+
+def _slab_cache(cache: Object) -> SlabCache:
+    cache = cache.read_()
+    value = cache[0].read_()
+    red_left_pad = value.red_left_pad.value_() if hasattr(value, "red_left_pad") else 0
+    random = value.random.value_() if hasattr(value, "random") else None
+    orders = {}
+    for member in ("min", "oo"):
+        x = value.member_(member).x.value_()
+        orders[x & _OO_MASK] = x >> _OO_SHIFT
+    return SlabCache(
+        cache=cache,
+        name=value.name.string_().decode(errors="backslashreplace"),
+        size_bytes=value.size.value_(),
+        object_size_bytes=value.object_size.value_(),
+        red_left_pad_bytes=red_left_pad,
+        inuse_bytes=value.inuse.value_(),
+        freelist_offset=value.offset.value_(),
+        random=random,
+        orders=orders,
+    )
+
+
+def slab_index(prog: Program, memory: Memory) -> SlabIndex:
+    """
+    The index of all slabs, made once for a program.
+
+    :raises drgn.FaultError: if the kernel's list of RAM cannot be read
+    :raises LookupError: if the kernel has no slab layout that is known here
+    """
+    if _CACHE_KEY not in prog.cache:
+        prog.cache[_CACHE_KEY] = SlabIndex(prog, memory)
+    index: SlabIndex = prog.cache[_CACHE_KEY]
+    return index

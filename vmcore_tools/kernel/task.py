@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Tasks: their state, how long they have slept, and their kernel stacks."""
+
+from __future__ import annotations
+
+from typing import Iterator, List, Optional, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Object, Program, StackFrame, sizeof
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.sched import cpu_rq, task_cpu, task_on_cpu
+
+# include/linux/sched.h. These are macros, which debug info does not have;
+# the values have been the same since v4.14, when TASK_NOLOAD got 0x400.
+TASK_UNINTERRUPTIBLE = 0x0002
+TASK_WAKEKILL = 0x0100
+TASK_NOLOAD = 0x0400
+
+#: ``pid_max`` cannot be set higher (PID_MAX_LIMIT).
+_TASKS_MAX = 4 << 20
+_FRAMES_MAX = 200
+
+
+def task_state(task: Object) -> int:
+    """
+    The state word of a task.
+
+    :param task: ``struct task_struct *``
+    """
+    # 2f064a59a11f ("sched: Change task_struct::state") in v5.14.
+    try:
+        return int(task.member_("__state").value_())
+    except AttributeError:
+        return int(task.state.value_())
+
+
+def is_uninterruptible(task: Object) -> bool:
+    """
+    Whether a task is in uninterruptible sleep and counts as load.
+
+    Sleepers that a fatal signal may wake (TASK_KILLABLE) are included;
+    khungtaskd of 5.10 looks at exactly TASK_UNINTERRUPTIBLE and ignores them.
+
+    :param task: ``struct task_struct *``
+    """
+    state = task_state(task)
+    return bool(state & TASK_UNINTERRUPTIBLE) and not state & TASK_NOLOAD
+
+
+def is_killable(task: Object) -> bool:
+    """
+    Whether a fatal signal would end a task's uninterruptible sleep.
+
+    :param task: ``struct task_struct *``
+    """
+    return bool(task_state(task) & TASK_WAKEKILL)
+
+
+def task_comm(task: Object) -> str:
+    """
+    A task's comm; undecodable bytes are escaped.
+
+    :param task: ``struct task_struct *``
+    """
+    comm: bytes = task.comm.string_()
+    return comm.decode(errors="backslashreplace")
+
+
+def for_each_bounded_task(prog: Program) -> Iterator[Object]:
+    """
+    Iterate over all tasks that have a PID, with an end.
+
+    :return: Iterator of ``struct task_struct *``
+    """
+    for number, task in enumerate(for_each_task(prog)):
+        if number >= _TASKS_MAX:
+            return
+        yield task
+
+
+def sched_now_ns(prog: Program) -> int:
+    """
+    The scheduler's time when the dump was taken: the latest run queue clock.
+
+    A CPU that has stopped ticking leaves its own clock behind.
+    """
+    clocks = [cpu_rq(prog, cpu).clock.value_() for cpu in for_each_possible_cpu(prog)]
+    return int(max(clocks))
+
+
+def sleep_time_ns(task: Object, now_ns: int) -> Optional[int]:
+    """
+    How long a task that is not on a CPU has not run, in nanoseconds.
+
+    The fair class stamps ``se.exec_start`` with the run queue's task clock
+    when the task stops running (``update_curr()``); the other classes use the
+    same member. khungtaskd's own ``last_switch_time`` is no better: it is
+    written only when khungtaskd scans, and late by up to its interval.
+
+    :param task: ``struct task_struct *``
+    :param now_ns: of :func:`sched_now_ns`
+    :return: None if the task has no time of its last run
+    """
+    prog = task.prog_
+    rq = cpu_rq(prog, task_cpu(task))
+    # exec_start is in the task clock, which leaves out time stolen by a
+    # hypervisor and time in interrupts.
+    behind = rq.clock.value_() - rq.clock_task.value_()
+    start = task.se.exec_start.value_() + behind
+    if not task.se.exec_start.value_() or start > now_ns:
+        return None
+    return int(now_ns - start)
+
+
+def stack_range(task: Object) -> Tuple[int, int]:
+    """
+    The virtual addresses ``[low, high)`` of a task's kernel stack.
+
+    :param task: ``struct task_struct *``
+    """
+    low = task.stack.value_()
+    # THREAD_SIZE is a macro; the type of init_stack and of union
+    # thread_union has its value.
+    size = sizeof(task.prog_.type("union thread_union"))
+    return low, low + size
+
+
+def live_words(task: Object) -> npt.NDArray[np.uint64]:
+    """
+    What a task can still use: the live part of its kernel stack, and its registers.
+
+    :param task: ``struct task_struct *``
+    :return: uint64 array of words, registers last
+    :raises drgn.FaultError: if the stack is not in the dump
+    """
+    prog = task.prog_
+    low, high = stack_range(task)
+    registers: List[int] = []
+    if task_on_cpu(task):
+        pointer, registers = _running_state(task, low, high)
+    else:
+        pointer = _saved_stack_pointer(task)
+        if not low <= pointer < high:
+            pointer = low
+    pointer -= pointer % 8
+    words = np.frombuffer(prog.read(pointer, high - pointer), dtype=np.uint64)
+    return np.concatenate((words, np.array(registers, dtype=np.uint64)))
+
+
+def _saved_stack_pointer(task: Object) -> int:
+    thread = task.thread
+    try:
+        return int(thread.sp.value_())  # x86
+    except AttributeError:
+        return int(thread.cpu_context.sp.value_())  # arm64
+
+
+def _running_state(task: Object, low: int, high: int) -> Tuple[int, List[int]]:
+    """Where the live stack of a running task begins, and its registers."""
+    try:
+        trace = task.prog_.stack_trace(task)
+    except (ValueError, LookupError, FaultError):
+        return low, []
+    if not len(trace):
+        return low, []
+    registers = [value & 0xFFFFFFFFFFFFFFFF for value in trace[0].registers().values()]
+    if not trace[0].pc >> 63:
+        return high, registers  # user mode: the kernel stack is empty
+    # In an interrupt the first frames are on the interrupt stack.
+    pointers = [
+        frame.sp
+        for frame in (trace[i] for i in range(min(len(trace), _FRAMES_MAX)))
+        if low <= _sp(frame) < high
+    ]
+    return min(pointers, default=low), registers
+
+
+def _sp(frame: StackFrame) -> int:
+    try:
+        return int(frame.sp)
+    except LookupError:
+        return 0

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Structures in slab objects, found by their pointer to an operations table.
+
+A ``struct dma_fence`` may be embedded anywhere in an object of any cache; its
+``ops`` member points to a variable of type ``struct dma_fence_ops`` in vmlinux
+or a module. So every word of every allocated object is compared with the
+addresses of such variables, for several structures in one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, List, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Program, SymbolKind, TypeKind, offsetof, sizeof
+
+from vmcore_tools.kernel.slab import SlabBatch, SlabIndex
+
+_CACHE_KEY = "vmcore_tools.kernel.typed_objects.tables"
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """
+    A structure to look for.
+
+    :ivar type_name: ``struct dma_fence``
+    :ivar ops_member: its member that points to the operations table
+    :ivar ops_type_name: ``struct dma_fence_ops``
+    """
+
+    type_name: str
+    ops_member: str
+    ops_type_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """
+    The structures of one kind that were found.
+
+    :ivar address: uint64 array of shape (n,): of each structure, sorted
+    :ivar container: uint64 array of shape (n,): of the slab object around it
+    :ivar ops: uint64 array of shape (n,): the operations table it points to
+    :ivar cache: int64 array of shape (n,): position in ``SlabIndex.caches``
+    :ivar structs: uint8 array of shape (n, size of the structure): their bytes
+    :ivar tables: operations table's address to its symbol's name
+    """
+
+    address: npt.NDArray[np.uint64]
+    container: npt.NDArray[np.uint64]
+    ops: npt.NDArray[np.uint64]
+    cache: npt.NDArray[np.int64]
+    structs: npt.NDArray[np.uint8]
+    tables: Dict[int, str]
+
+
+def ops_tables(prog: Program, ops_type_names: Sequence[str]) -> Dict[str, Dict[int, str]]:
+    """
+    All variables of operations table types, in vmlinux and in modules.
+
+    :return: type name to (address to variable name)
+    """
+    sizes = {}
+    for name in ops_type_names:
+        try:
+            sizes[name] = prog.type(name).size
+        except LookupError:
+            continue
+    cache: Dict[str, Dict[int, str]] = prog.cache.setdefault(_CACHE_KEY, {})
+    wanted = {name: size for name, size in sizes.items() if name not in cache}
+    for name in ops_type_names:
+        cache.setdefault(name, {})
+    if wanted:
+        for symbol in prog.symbols():
+            if symbol.kind != SymbolKind.OBJECT:
+                continue
+            for name, size in wanted.items():
+                if symbol.size == size and _is_of_type(prog, symbol.name, name):
+                    cache[name][symbol.address] = symbol.name
+    return {name: cache[name] for name in ops_type_names}
+
+
+def _is_of_type(prog: Program, variable: str, type_name: str) -> bool:
+    try:
+        type_ = prog.variable(variable).type_
+    except LookupError:
+        return False
+    while type_.kind == TypeKind.TYPEDEF:
+        type_ = type_.type
+    return type_.kind == TypeKind.STRUCT and f"struct {type_.tag}" == type_name
+
+
+def find_embedded(index: SlabIndex, kinds: Sequence[Embedded]) -> Dict[Embedded, Found]:
+    """
+    Find structures in allocated slab objects, one pass for all kinds.
+
+    An object whose slab is corrupt or absent is not looked at; the index
+    counts it.
+
+    :raises LookupError: if a kind's type is not in the debug info
+    """
+    prog = index.prog
+    tables = ops_tables(prog, [kind.ops_type_name for kind in kinds])
+    searches = [_Search.of(prog, kind, tables[kind.ops_type_name]) for kind in kinds]
+    all_ops = np.array(sorted({a for t in tables.values() for a in t}), dtype=np.uint64)
+    parts: Dict[Embedded, List[Found]] = {kind: [] for kind in kinds}
+    if len(all_ops):
+        smallest = min(search.size for search in searches)
+        large_enough = np.array([c.object_size_bytes >= smallest for c in index.caches], dtype=bool)
+        for batch in index.batches(np.flatnonzero(large_enough[index.cache])):
+            words = batch.data.view(np.uint64)
+            slab, word = np.nonzero((words >= all_ops[0]) & (words <= all_ops[-1]))
+            values = words[slab, word]
+            is_ops = np.isin(values, all_ops)
+            if not is_ops.any():
+                continue
+            for search in searches:
+                parts[search.kind].append(
+                    search.in_batch(index, batch, slab[is_ops], word[is_ops], values[is_ops])
+                )
+    return {search.kind: search.joined(parts[search.kind]) for search in searches}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    kind: Embedded
+    ops_offset: int
+    size: int
+    tables: Dict[int, str]
+
+    @staticmethod
+    def of(prog: Program, kind: Embedded, tables: Dict[int, str]) -> _Search:
+        type_ = prog.type(kind.type_name)
+        return _Search(kind, offsetof(type_, kind.ops_member), sizeof(type_), tables)
+
+    def in_batch(
+        self,
+        index: SlabIndex,
+        batch: SlabBatch,
+        slab: npt.NDArray[np.int64],
+        word: npt.NDArray[np.int64],
+        values: npt.NDArray[np.uint64],
+    ) -> Found:
+        """The structures whose operations pointers are these words of the slabs."""
+        cache = batch.cache
+        start = word * 8 - self.ops_offset
+        relative = start - cache.red_left_pad_bytes
+        number = relative // cache.size_bytes
+        within = relative - number * cache.size_bytes
+        wanted = (
+            np.isin(values, np.array(list(self.tables), dtype=np.uint64))
+            & (relative >= 0)
+            & (number < batch.objects.shape[1])
+            & (within + self.size <= cache.object_size_bytes)
+        )
+        slab, number, start, values = slab[wanted], number[wanted], start[wanted], values[wanted]
+        wanted = batch.allocated[slab, number]
+        slab, number, start, values = slab[wanted], number[wanted], start[wanted], values[wanted]
+        rows = batch.rows[slab]
+        return Found(
+            address=index.address[rows] + start.astype(np.uint64),
+            container=batch.objects[slab, number],
+            ops=values,
+            cache=index.cache[rows],
+            structs=batch.data[slab[:, None], start[:, None] + np.arange(self.size)],
+            tables=self.tables,
+        )
+
+    def joined(self, parts: List[Found]) -> Found:
+        empty = np.zeros(0, dtype=np.uint64)
+        parts = [
+            Found(
+                empty,
+                empty,
+                empty,
+                empty.astype(np.int64),
+                np.zeros((0, self.size), dtype=np.uint8),
+                self.tables,
+            ),
+            *parts,
+        ]
+        address = np.concatenate([part.address for part in parts])
+        order = np.argsort(address, kind="stable")
+        return Found(
+            address=address[order],
+            container=np.concatenate([part.container for part in parts])[order],
+            ops=np.concatenate([part.ops for part in parts])[order],
+            cache=np.concatenate([part.cache for part in parts])[order],
+            structs=np.concatenate([part.structs for part in parts])[order],
+            tables=self.tables,
+        )
