@@ -103,7 +103,7 @@ def of_program(prog: Program) -> DebugInfo:
 def _state(prog: Program, messages: Sequence[str], unused: Tuple[str, ...]) -> DebugInfo:
     main = main_module(prog)
     if main.debug_file_status != ModuleFileStatus.HAVE:
-        raise TargetError(_missing_vmlinux(prog, main))
+        raise TargetError(_missing_vmlinux(prog, main, unused))
     _refuse_other_build(prog, main)
     modules: Dict[str, bool] = {}
     for module in prog.modules():
@@ -215,14 +215,19 @@ def _refuse_wrong_vmlinux(prog: Program, paths: Sequence[str]) -> None:
                 f"{name} has no build ID, so drgn cannot tell that it fits; give the"
                 f" vmlinux of {packages(release_of(prog))}"
             )
+        if ours is None:
+            raise TargetError(
+                f"wrong debug info: {name} (build ID {theirs}) is not of the dump's kernel"
+                f" {release_of(prog)} (build ID not recorded in the dump); give the vmlinux"
+                f" of {packages(release_of(prog))}"
+            )
         raise TargetError(
-            f"wrong debug info: the dump's kernel {release_of(prog)} has the build ID"
-            f" {ours or '(not recorded in the dump)'}, but {name} has {theirs}; give the"
-            f" vmlinux of {packages(release_of(prog))}"
+            f"wrong debug info: the dump's kernel {release_of(prog)} has the build ID {ours},"
+            f" but {name} has {theirs}; give the vmlinux of {packages(release_of(prog))}"
         )
 
 
-def _missing_vmlinux(prog: Program, main: MainModule) -> str:
+def _missing_vmlinux(prog: Program, main: MainModule, unused: Sequence[str]) -> str:
     release = release_of(prog)
     identity = f"kernel {release} (build ID {build_id(prog) or 'not recorded in the dump'})"
     step = (
@@ -235,9 +240,12 @@ def _missing_vmlinux(prog: Program, main: MainModule) -> str:
             f"the debug info of {identity} needs a supplementary file, {wanted}, that is not"
             f" there; give it with another -s, or {step}"
         )
-    if main.loaded_file_status == ModuleFileStatus.HAVE:
-        path = printable(main.loaded_file_path or "vmlinux")
-        return f"{path} of {identity} was stripped of its debug info; {step}"
+    # A file without debug info may be used as the loaded file, or not at all.
+    ours = build_id(prog)
+    stripped = [main.loaded_file_path, *(path for path in unused if build_id_of_file(path) == ours)]
+    for path in stripped:
+        if path is not None and ours is not None:
+            return f"{printable(path)} of {identity} was stripped of its debug info; {step}"
     return f"no debug info for {identity}; {step}"
 
 

@@ -49,7 +49,9 @@ def describe(path: Union[str, Path]) -> Tuple[Evidence, ...]:
         with debug_info.drgn_log():
             prog = set_core_dump(path)
     except TargetError as error:
-        facts.append(Evidence("kernel", Kind.UNTRUSTED, Absent(str(error))))
+        # The user's folders are no fact about the dump.
+        reason = str(error).replace(printable(str(path)), printable(os.path.basename(path)))
+        facts.append(Evidence("kernel", Kind.UNTRUSTED, Absent(reason)))
     else:
         facts += _kernel(prog)
     return tuple(facts + _pages(page_map))
