@@ -205,23 +205,26 @@ def _unmet(target: Target, requires: Requires) -> Optional[Tuple[Status, str]]:
     if not types and not symbols:
         return None
     missing = ", ".join(types + symbols)
-    if not target.debug_info.vmlinux_loaded:
+    info = target.debug_info
+    if not info.vmlinux_loaded:
         return (
             Status.SKIPPED,
             f"{missing} not found: there is no debug info for vmlinux; name the file with -s",
         )
-    unread = target.debug_info.modules_missing
-    if types and not unread:
+    if types and info.complete:
         names = " and no ".join(types)
         return (
             Status.NOT_APPLICABLE,
             f"no {names} in the debug info of vmlinux or any loaded module",
         )
     reason = f"{missing} not found"
-    if unread:
+    if info.modules_missing:
         reason += (
-            f"; it may be in a module without debug info ({_some(unread)}): name the file with -s"
+            "; it may be in a module without debug info"
+            f" ({_some(info.modules_missing)}): name the file with -s"
         )
+    if info.modules_error is not None:
+        reason += f"; the list of modules is not whole: {info.modules_error}"
     return Status.SKIPPED, reason
 
 

@@ -156,6 +156,12 @@ def message_text(
     return "".join(parts)
 
 
+def evidence_lines(finding: Finding) -> Iterator[Evidence]:
+    """The evidence that the message does not show."""
+    shown = {name for _, name, _, _ in string.Formatter().parse(finding.message)}
+    return (item for item in finding.evidence if item.name not in shown)
+
+
 def ref_text(ref: Ref) -> str:
     """
     >>> ref_text(Ref("task", "Xorg", pid=412))

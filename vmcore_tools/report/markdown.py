@@ -26,6 +26,7 @@ from vmcore_tools.report.format import (
     NUMERIC_KINDS,
     address_text,
     escape,
+    evidence_lines,
     label,
     message_text,
     stack_lines,
@@ -42,7 +43,8 @@ from vmcore_tools.report.summary import (
 #: Longer tables are folded.
 _ROWS_UNFOLDED = 10
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@])")
+#: What would be markup in a line; underscores only where they do not join letters.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def render(report: Report, *, timings: bool = False) -> str:
@@ -51,7 +53,7 @@ def render(report: Report, *, timings: bool = False) -> str:
 
 def plain(text: str) -> str:
     """This project's own words, without accidental markup."""
-    return _MARKUP.sub(r"\\\1", escape(text))
+    return _MARKUP.sub(r"\\\g<0>", escape(text))
 
 
 def code(text: str) -> str:
@@ -156,7 +158,7 @@ class _Renderer:
             message,
             "",
             f"- subject: {_ref(finding.subject)}",
-            *_facts(finding.evidence),
+            *_facts(evidence_lines(finding)),
             *(f"- related: {_ref(ref)}" for ref in finding.related),
             *(f"- unread: {code(text)}" for text in finding.unread),
             f"- what to do: {plain(rule.remedy)}",

@@ -71,8 +71,9 @@ class _Redactor:
     def _finding(self, finding: Finding) -> Finding:
         return dataclasses.replace(
             finding,
-            subject=self._ref(finding.subject),
+            # First, as the message shows it before the rest.
             evidence=self._evidence(finding.evidence),
+            subject=self._ref(finding.subject),
             related=tuple(self._ref(ref) for ref in finding.related),
         )
 

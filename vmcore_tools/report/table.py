@@ -18,6 +18,7 @@ from vmcore_tools.model import (
 from vmcore_tools.report.format import (
     NUMERIC_KINDS,
     escape,
+    evidence_lines,
     label,
     message_text,
     ref_text,
@@ -94,7 +95,7 @@ class _Renderer:
         yield f"{rule.severity.name} {rule.id} {rule.slug} [{finding.confidence.name.lower()}]"
         yield from self._wrap(message_text(finding), _INDENT)
         yield from self._field("subject", ref_text(finding.subject))
-        for item in finding.evidence:
+        for item in evidence_lines(finding):
             yield from self._field(label(item.name, item.kind), value_text(item.kind, item.value))
         for ref in finding.related:
             yield from self._field("related", ref_text(ref))
@@ -149,7 +150,7 @@ class _Renderer:
                 yield "\n".join(self._stack(id)) + "\n"
 
     def _analyses(self) -> str:
-        lines = ["Analyses:"]
+        lines = [f"Analyses (vmcore-tools {escape(self._report.tool_version)}):"]
         for analysis in self._report.analyses:
             lines += self._wrap(analysis_line(analysis, self._timings), _INDENT, _INDENT)
         return "\n".join(lines) + "\n"

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The runner: what an analysis may yield, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from typing import Any, Callable, Iterator, List, Tuple
+
+import numpy as np
+import pytest
+from drgn import FaultError
+
+from tests import fake_target
+from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
+from vmcore_tools import runner
+from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.debug_info import DebugInfo
+from vmcore_tools.model import Evidence, Finding, Gap, Kind, Ref, Stack, Status
+
+
+def analysis(
+    analyze: Callable[[Context], Iterator[Any]], name: str = "fake", **changes: Any
+) -> Analysis:
+    values: dict[str, Any] = {"tables": (Fence,), "rules": (LEAK,)}
+    return Analysis(name=name, analyze=analyze, **{**values, **changes})
+
+
+def yields(*items: Any, **changes: Any) -> Analysis:
+    def analyze(ctx: Context) -> Iterator[Any]:
+        yield from items
+
+    return analysis(analyze, **changes)
+
+
+def outcome(made: Analysis, **how: Any) -> Tuple[Status, Any]:
+    result = fake_target.run_all(made, **how).analyses[0]
+    return result.status, result.reason
+
+
+def test_rows_and_findings_are_collected() -> None:
+    report = fake_target.run_all(yields(STACK, fence(), leak(), fence(address=1)))
+    (result,) = report.analyses
+    assert (result.status, result.reason) == (Status.OK, None)
+    assert result.findings == (leak(),)
+    (table,) = result.tables
+    assert table.row_type is Fence
+    assert table.rows == (fence(), fence(address=1))
+    assert table.total == 2
+    assert report.stacks == {STACK.id: STACK}
+    assert report.target == fake_target.FACTS
+    assert report.complete
+    assert report.exit_code() == 1
+
+
+def test_a_table_without_rows_is_there() -> None:
+    (result,) = fake_target.run_all(yields()).analyses
+    assert [(table.row_type, table.total) for table in result.tables] == [(Fence, 0)]
+
+
+def test_limit_keeps_the_first_rows_and_counts_all() -> None:
+    made = yields(*(fence(address=i, stack=None) for i in range(5107)))
+    (result,) = fake_target.run_all(made, limit=20).analyses
+    (table,) = result.tables
+    assert [row.address for row in table.rows] == list(range(20))
+    assert table.total == 5107
+
+
+def test_stacks_of_dropped_rows_are_dropped() -> None:
+    other = Stack((), note="other")
+    made = yields(STACK, other, fence(), fence(stack=other.id))
+    assert set(fake_target.run_all(made, limit=1).stacks) == {STACK.id}
+    assert set(fake_target.run_all(made).stacks) == {STACK.id, other.id}
+
+
+def test_gaps_make_it_partial_only_if_material() -> None:
+    def analyze(ctx: Context) -> Iterator[Any]:
+        ctx.coverage.gap("pages", "excluded", material=ctx.options["material"])
+        yield fence(stack=None)
+
+    made = analysis(analyze, options=(Option("material", "", bool, default=True),))
+    report = fake_target.run_all(made)
+    assert report.analyses[0].status is Status.PARTIAL
+    assert report.analyses[0].gaps == (Gap("pages", "excluded", 1, True, ()),)
+    assert not report.complete
+    assert report.exit_code() == 3
+    report = fake_target.run_all(made, fake={"material": False})
+    assert report.analyses[0].status is Status.OK
+    assert report.exit_code() == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("two\n lines"), "ValueError: two lines"),
+        (FaultError("could not read memory", 0x1000), "FaultError: could not read memory: 0x1000"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_an_exception_fails_one_analysis_only(error: Exception, reason: str) -> None:
+    def analyze(ctx: Context) -> Iterator[Any]:
+        yield fence(stack=None)
+        ctx.coverage.gap("pages", "excluded")
+        raise error
+
+    report = fake_target.run_all(analysis(analyze), yields(fence(stack=None), name="next"))
+    failed, following = report.analyses
+    assert (failed.status, failed.reason) == (Status.FAILED, reason)
+    assert failed.tables[0].total == 1
+    assert len(failed.gaps) == 1
+    assert following.status is Status.OK
+    assert following.tables[0].total == 1
+    assert report.exit_code() == 3
+
+
+def test_interrupt_keeps_what_there_is() -> None:
+    ran: List[str] = []
+
+    def analyze(ctx: Context) -> Iterator[Any]:
+        yield STACK
+        yield leak()
+        yield fence()
+        raise KeyboardInterrupt
+
+    def later(ctx: Context) -> Iterator[Any]:
+        ran.append("later")
+        yield fence(stack=None)
+
+    report = fake_target.run_all(
+        yields(fence(stack=None), name="before"),
+        analysis(analyze),
+        analysis(later, name="later"),
+    )
+    before, interrupted, skipped = report.analyses
+    assert before.status is Status.OK
+    assert (interrupted.status, interrupted.reason) == (Status.FAILED, "interrupted")
+    assert interrupted.findings == (leak(),)
+    assert interrupted.tables[0].rows == (fence(),)
+    assert (skipped.status, skipped.reason) == (Status.SKIPPED, "interrupted")
+    assert ran == []
+    assert report.interrupted
+    assert report.stacks == {STACK.id: STACK}
+    assert report.exit_code() == 3
+
+
+def test_options_are_the_given_ones_over_the_defaults() -> None:
+    seen: List[Any] = []
+
+    def analyze(ctx: Context) -> Iterator[Any]:
+        seen.append(dict(ctx.options))
+        yield from ()
+
+    made = analysis(
+        analyze, options=(Option("min-age", "", int, default=5), Option("cpu", "", int))
+    )
+    fake_target.run_all(made, fake={"cpu": 3}, other={"min_age": 7})
+    assert seen == [{"min_age": 5, "cpu": 3}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Undeclared:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class NoKinds:
+    address: int
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (Undeclared(), "yielded a Undeclared, which is none of its tables"),
+        ("text", "yielded a str, which is none of its tables"),
+        (hung(), "a finding's rule VT301 is not declared"),
+        (
+            leak(message="{nothing} leaked", stacks=()),
+            "the message of VT201 needs {nothing}, which is no name of its evidence",
+        ),
+        (
+            leak(message="{references.real}", stacks=()),
+            "the message of VT201 needs {references.real}, which is no name of its evidence",
+        ),
+        (
+            leak(message="{references:x}", stacks=()),
+            "the message of VT201 needs {references}, which is no name of its evidence",
+        ),
+        (leak(), "VT201 names a stack that was not yielded before it"),
+        (fence(), "Fence.stack names a stack that was not yielded before it"),
+        (
+            fence(address=np.uint64(1)),
+            "Fence.address is address and must hold int, not uint64",
+        ),
+        (fence(driver=b"x"), "Fence.driver is untrusted and must hold str, not bytes"),
+        (
+            leak(evidence=(Evidence("x", Kind.COUNT, (1, "2")),), message="", stacks=()),
+            "VT201 x is count and must hold int, not str",
+        ),
+    ],
+)
+def test_a_broken_contract_is_a_failure(item: Any, reason: str) -> None:
+    assert outcome(yields(item)) == (Status.FAILED, f"ContractError: {reason}")
+
+
+def test_a_malformed_message_is_a_failure() -> None:
+    status, reason = outcome(yields(leak(message="{", stacks=())))
+    assert status is Status.FAILED
+    assert reason.startswith("ValueError: ")
+
+
+def test_a_table_that_is_no_dataclass_of_columns_is_a_failure() -> None:
+    made = yields(tables=(NoKinds,))
+    status, reason = outcome(made)
+    assert status is Status.FAILED
+    assert reason == "ContractError: the table NoKinds is no dataclass whose fields are columns"
+    assert fake_target.run_all(made, yields(name="next")).analyses[1].status is Status.OK
+
+
+def test_findings_are_sorted_worst_and_surest_first() -> None:
+    made = yields(STACK, hung(), leak(), rules=(LEAK, HUNG))
+    report = fake_target.run_all(made)
+    assert [finding.rule.id for finding in report.findings] == ["VT201", "VT301"]
+
+
+COMPLETE = DebugInfo(vmlinux_loaded=True, modules=("a",))
+NEEDS = Requires(types=("struct one", "struct two"), symbols=("f",))
+
+
+@pytest.mark.parametrize(
+    ("found", "info", "expected"),
+    [
+        ({"types": ("one", "two"), "symbols": ("f",)}, COMPLETE, (Status.OK, None)),
+        (
+            {"types": ("one",), "symbols": ("f",)},
+            COMPLETE,
+            (
+                Status.NOT_APPLICABLE,
+                "no struct two in the debug info of vmlinux or any loaded module",
+            ),
+        ),
+        (
+            {},
+            COMPLETE,
+            (
+                Status.NOT_APPLICABLE,
+                "no struct one and no struct two in the debug info of vmlinux or any loaded module",
+            ),
+        ),
+        (
+            {"types": ("one", "two")},
+            COMPLETE,
+            (Status.SKIPPED, "f not found"),
+        ),
+        (
+            {"types": ("one",), "incomplete": ("two",), "symbols": ("f",)},
+            DebugInfo(vmlinux_loaded=True, modules_missing=tuple("abcdefg")),
+            (
+                Status.SKIPPED,
+                "struct two not found; it may be in a module without debug info"
+                " (a, b, c, d, e and 2 more): name the file with -s",
+            ),
+        ),
+        (
+            {"types": ("one",), "symbols": ("f",)},
+            DebugInfo(vmlinux_loaded=True, modules_error="fault at 0x1"),
+            (
+                Status.SKIPPED,
+                "struct two not found; the list of modules is not whole: fault at 0x1",
+            ),
+        ),
+        (
+            {"symbols": ("f",)},
+            DebugInfo(vmlinux_loaded=False),
+            (
+                Status.SKIPPED,
+                "struct one, struct two not found: there is no debug info for vmlinux;"
+                " name the file with -s",
+            ),
+        ),
+    ],
+)
+def test_requirements(found: Any, info: DebugInfo, expected: Any) -> None:
+    target = fake_target.target(fake_target.program(**found), info)
+    made = yields(fence(stack=None), requires=NEEDS)
+    assert outcome(made, on=target) == expected
+    report = fake_target.run_all(made, on=target)
+    assert report.exit_code() == (3 if expected[0] is Status.SKIPPED else 0)
+    # What did not run has no tables: "none" would be a lie.
+    assert bool(report.analyses[0].tables) == (expected[0] is Status.OK)
+
+
+def test_the_projects_own_analyses_are_found_and_sound() -> None:
+    found = runner.find_analyses()
+    assert [a.name for a in found[:3]] == ["dma-fences", "dump", "hung-tasks"]
+    rules = [rule for a in found for rule in a.rules]
+    assert len({rule.id for rule in rules}) == len(rules)
+    assert len({rule.slug for rule in rules}) == len(rules)
+    assert all(a.summary for a in found)
+
+
+class FakeEntryPoint:
+    def __init__(self, value: str, loaded: Any) -> None:
+        self.name = value
+        self.value = value
+        self._loaded = loaded
+
+    def load(self) -> Any:
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
+        return self._loaded
+
+
+def test_analyses_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = yields(name="other")
+    points = [
+        FakeEntryPoint("d:X", ImportError("no module d")),
+        FakeEntryPoint("c:X", "text"),
+        FakeEntryPoint("b:X", yields(name="dump")),
+        FakeEntryPoint("a:X", other),
+    ]
+    monkeypatch.setattr(runner, "_entry_points", lambda: points)
+    found = runner.find_analyses()
+    assert [a.name for a in found[-4:]] == ["other", "b:X", "c:X", "d:X"]
+    assert found[-4] is other
+    report = fake_target.run_all(*found[-3:])
+    assert [(a.status, a.reason) for a in report.analyses] == [
+        (Status.FAILED, "UnloadableError: another analysis has the name dump"),
+        (Status.FAILED, "UnloadableError: it is a str, not an Analysis"),
+        (Status.FAILED, "UnloadableError: ImportError: no module d"),
+    ]
+    assert found[-1].summary == "An installed analysis that cannot be loaded."
+
+
+def test_entry_points_are_read() -> None:
+    for point in runner._entry_points():
+        assert isinstance(point, importlib.metadata.EntryPoint)
+
+
+def test_a_finding_without_evidence_in_its_message() -> None:
+    finding = Finding(LEAK, leak().confidence, "leaked", Ref("fence", "x"), (), ("k",))
+    assert outcome(yields(finding)) == (Status.OK, None)
