@@ -155,6 +155,19 @@ def test_qemu_kdump_of_an_unknown_architecture(write: Write) -> None:
     assert error_of(path).startswith(f"the header of {path} names no architecture ")
 
 
+def test_drgn_built_without_libkdumpfile(write: Write) -> None:
+    class Built(Refusing):
+        error = ValueError("drgn was built without libkdumpfile support")
+
+        def set_core_dump(self, path: object) -> None:
+            raise self.error
+
+    with mock.patch.object(target, "Program", Built):
+        assert "install drgn from PyPI, or build it" in error_of(
+            write("vmcore", files.kdump(files.vmcoreinfo()))
+        )
+
+
 @pytest.mark.parametrize("make", [files.kdump, files.elf_vmcore], ids=["kdump", "elf"])
 def test_a_dump_cut_off_anywhere_is_one_sentence(
     write: Write, make: Callable[[bytes], bytes]

@@ -41,9 +41,7 @@ _NO_KCORE_PERMISSION = (
     "no permission to read /proc/kcore; the live kernel needs root (CAP_SYS_RAWIO), and a"
     " kernel that is not locked down; a dump is opened with -c"
 )
-_QMP_HINT = (
-    "start QEMU with -qmp unix:PATH,server=on,wait=off and give PATH with --qemu"
-)
+_QMP_HINT = "start QEMU with -qmp unix:PATH,server=on,wait=off and give PATH with --qemu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +223,11 @@ def _set_core_dump_without_utsname(path: PathLike, note: Optional[bytes]) -> Opt
 
 
 def _refused(name: str, error: str) -> str:
+    if "without libkdumpfile" in error:
+        return (
+            f"{name} is a kdump, and this drgn was built without libkdumpfile; install drgn"
+            " from PyPI, or build it with libkdumpfile (see Installation in README.md)"
+        )
     if "unrecognized QEMU memory dump" in error or "vmcoreinfo" in error.lower():
         return (
             f"{name} has no VMCOREINFO, so the kernel in it cannot be found; give it with"
