@@ -36,10 +36,14 @@ def stack_of_addresses(prog: Program, addresses: Sequence[int]) -> Stack:
 
 def stack_of_trace(prog: Program, trace: StackTrace) -> Stack:
     """A drgn stack trace as plain data."""
-    count = len(trace)
-    frames: List[Frame] = [_frame(prog, trace[i]) for i in range(min(count, _FRAMES_MAX))]
-    note = f"it has {count - _FRAMES_MAX} more frames" if count > _FRAMES_MAX else None
-    return Stack(tuple(frames), note=note)
+    frames: List[Frame] = []
+    for number in range(len(trace)):
+        if not trace[number].pc >> 63:
+            break  # user mode: none of this report's business
+        if number == _FRAMES_MAX:
+            return Stack(tuple(frames), note=f"it has more than {_FRAMES_MAX} frames")
+        frames.append(_frame(prog, trace[number]))
+    return Stack(tuple(frames))
 
 
 def _frame(prog: Program, frame: StackFrame) -> Frame:

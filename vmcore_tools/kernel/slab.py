@@ -23,6 +23,7 @@ from drgn.helpers.linux.list import validate_list_for_each_entry
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.layout import bit_field, field_dtype
 from vmcore_tools.kernel.page import direct_map_offset, page_structs
+from vmcore_tools.kernel.slub_freelist import FreelistLayout, HardenedVotes, follow_freelists
 
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
@@ -128,7 +129,7 @@ class SlabIndex:
         self.unread_page_structs = 0
         self.caches = self._read_caches()
         self._read_slabs()
-        self._hardened_votes = np.zeros(2, dtype=np.int64)
+        self._hardened_votes = HardenedVotes()
         self._cpu_freelists = self._read_cpu_freelists()
 
     def cache_number(self, cache: Object) -> Optional[int]:
@@ -283,13 +284,12 @@ class SlabIndex:
         result = np.zeros(len(addresses), dtype=bool)
         wanted = np.unique(rows[rows >= 0])
         for batch in self.batches(wanted):
-            position = {int(row): i for i, row in enumerate(batch.rows)}
-            first = batch.objects[:, 0] if batch.objects.shape[1] else batch.objects.sum(axis=1)
-            for i in np.flatnonzero(np.isin(rows, batch.rows)):
-                at = position[int(rows[i])]
-                number = (int(addresses[i]) - int(first[at])) // batch.cache.size_bytes
-                if 0 <= number < batch.objects.shape[1]:
-                    result[i] = batch.allocated[at, number]
+            asked = np.flatnonzero(np.isin(rows, batch.rows))
+            at = np.searchsorted(batch.rows, rows[asked])
+            # Below the first object, in a red zone, this wraps around.
+            number = (addresses[asked] - batch.objects[at, 0]) // np.uint64(batch.cache.size_bytes)
+            inside = number < batch.objects.shape[1]
+            result[asked[inside]] = batch.allocated[at[inside], number[inside].astype(np.int64)]
         return result
 
     def batches(self, rows: Optional[Ints] = None) -> Iterator[SlabBatch]:
@@ -336,7 +336,6 @@ class SlabIndex:
         first = self.address[rows] + np.uint64(cache.red_left_pad_bytes)
         steps = np.arange(count, dtype=np.uint64) * np.uint64(cache.size_bytes)
         objects = first[:, None] + steps
-        free = np.zeros((len(rows), count), dtype=bool)
         heads = [(i, int(self.freelist[row])) for i, row in enumerate(rows) if self.freelist[row]]
         heads += [
             (i, head)
@@ -344,66 +343,14 @@ class SlabIndex:
             for head in self._cpu_freelists.get(int(row), ())
         ]
         heads = [(i, head) for i, head in heads if intact[i]]
-        corrupt = self._follow_freelists(cache, data, first, free, heads)
+        layout = FreelistLayout(
+            cache.size_bytes, cache.red_left_pad_bytes, cache.freelist_offset, cache.random, count
+        )
+        free, corrupt = follow_freelists(layout, data, first, heads, self._hardened_votes)
         for i, reason in corrupt.items():
             intact[i] = False
             self._problem(int(rows[i]), reason, True)
         return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
-
-    def _follow_freelists(
-        self,
-        cache: SlabCache,
-        data: npt.NDArray[np.uint8],
-        first: U64,
-        free: Bools,
-        heads: Sequence[Tuple[int, int]],
-    ) -> Dict[int, str]:
-        """Mark free objects, all slabs one step at a time; slab to what is wrong."""
-        corrupt: Dict[int, str] = {}
-        if not heads:
-            return corrupt
-        count, size = free.shape[1], np.uint64(cache.size_bytes)
-        words = data.view(np.uint64)
-        slab = np.array([i for i, _ in heads], dtype=np.int64)
-        pointer = np.array([head for _, head in heads], dtype=np.uint64)
-        while len(slab):
-            offset = pointer - first[slab]
-            number = (offset // size).astype(np.int64)
-            outside = (offset >= np.uint64(count) * size) | (offset % size != 0)
-            for i, bad in zip(slab[outside].tolist(), pointer[outside].tolist()):
-                corrupt[i] = f"its freelist has the pointer 0x{bad:x}, which is none of its objects"
-            slab, pointer, number = slab[~outside], pointer[~outside], number[~outside]
-            again = free[slab, number]
-            for i in slab[again].tolist():
-                corrupt[i] = "its freelist runs in a circle"
-            slab, pointer, number = slab[~again], pointer[~again], number[~again]
-            free[slab, number] = True
-            at = pointer - first[slab] + np.uint64(cache.red_left_pad_bytes + cache.freelist_offset)
-            word = words[slab, (at // np.uint64(8)).astype(np.int64)]
-            pointer = self._decode(
-                cache, word, pointer + np.uint64(cache.freelist_offset), first[slab], count
-            )
-            slab, pointer = slab[pointer != 0], pointer[pointer != 0]
-        return corrupt
-
-    def _decode(self, cache: SlabCache, word: U64, address: U64, first: U64, count: int) -> U64:
-        """
-        Free pointers as ``freelist_dereference()`` of mm/slub.c reads them.
-
-        Kernel commit 1ad53d9fa3f6 ("slub: improve bit diffusion for freelist
-        ptr obfuscation") added the swab and was backported, so the variant is
-        decided by which one gives objects of the slab.
-        """
-        if cache.random is None:
-            return word
-        secret = np.uint64(cache.random)
-        decoded = (word ^ secret ^ address.byteswap(), word ^ secret ^ address)
-        limit = np.uint64(count * cache.size_bytes)
-        for variant, pointer in enumerate(decoded):
-            offset = pointer - first
-            sound = (offset < limit) & (offset % np.uint64(cache.size_bytes) == 0)
-            self._hardened_votes[variant] += int((sound | (pointer == 0)).sum())
-        return decoded[int(np.argmax(self._hardened_votes))]
 
     def _problem(self, row: int, reason: str, corrupt: bool) -> None:
         problem = SlabProblem(

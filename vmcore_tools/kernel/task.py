@@ -30,10 +30,9 @@ def task_state(task: Object) -> int:
     :param task: ``struct task_struct *``
     """
     # 2f064a59a11f ("sched: Change task_struct::state") in v5.14.
-    try:
+    if hasattr(task, "__state"):
         return int(task.member_("__state").value_())
-    except AttributeError:
-        return int(task.state.value_())
+    return int(task.state.value_())
 
 
 def is_uninterruptible(task: Object) -> bool:
