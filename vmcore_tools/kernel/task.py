@@ -7,7 +7,7 @@ from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, StackFrame, sizeof
+from drgn import FaultError, Object, Program, StackFrame
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_rq, task_cpu, task_on_cpu
@@ -120,10 +120,7 @@ def stack_range(task: Object) -> Tuple[int, int]:
     :param task: ``struct task_struct *``
     """
     low = task.stack.value_()
-    # THREAD_SIZE is a macro; the type of init_stack and of union
-    # thread_union has its value.
-    size = sizeof(task.prog_.type("union thread_union"))
-    return low, low + size
+    return low, low + task.prog_["THREAD_SIZE"].value_()
 
 
 def live_words(task: Object) -> npt.NDArray[np.uint64]:
