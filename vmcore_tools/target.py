@@ -228,7 +228,7 @@ def _refused(name: str, error: str) -> str:
             f"{name} is a kdump, and this drgn was built without libkdumpfile; install drgn"
             " from PyPI, or build it with libkdumpfile (see Installation in README.md)"
         )
-    if "unrecognized QEMU memory dump" in error or "vmcoreinfo" in error.lower():
+    if "unrecognized QEMU memory dump" in error or "vmcoreinfo.raw is not set" in error:
         return (
             f"{name} has no VMCOREINFO, so the kernel in it cannot be found; give it with"
             " --vmcoreinfo, or dump again from a QEMU with -device vmcoreinfo and"
