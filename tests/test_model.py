@@ -120,3 +120,9 @@ def test_model_and_report_never_import_drgn() -> None:
         "sys.exit(any(name.split('.')[0] in ('drgn', 'numpy') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_text_that_is_not_utf_8_has_ids_too() -> None:
+    text = b"\xff".decode("utf-8", "surrogateescape")
+    assert Stack((dataclasses.replace(STACK.frames[0], function=text),)).id
+    assert leak(signature_key=(text,)).signature != leak(signature_key=("",)).signature

@@ -127,7 +127,7 @@ class Stack:
     @property
     def id(self) -> str:
         key = [f"{f.module or ''}!{f.function}+{f.offset}:{f.line}" for f in self.frames]
-        digest = hashlib.sha256("\n".join([*key, self.note or ""]).encode())
+        digest = hashlib.sha256("\n".join([*key, self.note or ""]).encode("utf-8", "surrogatepass"))
         return "stack-" + digest.hexdigest()[:10]
 
 
@@ -167,7 +167,7 @@ class Finding:
 
     @property
     def signature(self) -> str:
-        digest = hashlib.sha256("\0".join(self.signature_key).encode())
+        digest = hashlib.sha256("\0".join(self.signature_key).encode("utf-8", "surrogatepass"))
         return f"{self.rule.id}-{digest.hexdigest()[:12]}"
 
     def sort_key(self) -> Tuple[Any, ...]:
