@@ -96,7 +96,7 @@ def test_damaged_file(tmp_path: Path, shipped: Path) -> None:
 
 def test_missing_file(shipped: Path) -> None:
     (shipped / "vmcore.xz").unlink()
-    with pytest.raises(TargetError, match="vmcore.xz cannot be read: No such file"):
+    with pytest.raises(TargetError, match=r"vmcore\.xz cannot be read: No such file"):
         demo.unpack()
 
 
@@ -115,8 +115,9 @@ def test_not_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_no_room(tmp_path: Path) -> None:
     full = OSError(28, "No space left on device")
     message = "No space left on device; free some space, or set XDG_CACHE_HOME"
-    with mock.patch("shutil.copyfileobj", side_effect=full), pytest.raises(
-        TargetError, match=message
+    with (
+        mock.patch("shutil.copyfileobj", side_effect=full),
+        pytest.raises(TargetError, match=message),
     ):
         demo.unpack()
     assert list(cache(tmp_path).iterdir()) == []

@@ -306,9 +306,9 @@ class Refusing:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_live_kernel_that_cannot_be_read(error: BaseException, expected: str) -> None:
-    with mock.patch.object(target, "Program", type("P", (Refusing,), {"error": error})):
-        with pytest.raises(TargetError) as caught:
-            target.open_live()
+    refusing = type("Program", (Refusing,), {"error": error})
+    with mock.patch.object(target, "Program", refusing), pytest.raises(TargetError) as caught:
+        target.open_live()
     assert str(caught.value).startswith(expected)
 
 
@@ -337,9 +337,7 @@ def test_qmp_socket_that_talks_something_else(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "s.accept()[0].sendall(b'SSH-2.0-OpenSSH\\r\\n')\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", server, path], stdout=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", server, path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         with pytest.raises(TargetError, match="cannot talk QMP with"):
             target.open_qemu(path)

@@ -61,9 +61,7 @@ def read_head(path: Union[str, Path], what: str, option: str) -> bytes:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError:
-        raise TargetError(
-            f"there is no file {name}; give the {what} with {option} FILE"
-        ) from None
+        raise TargetError(f"there is no file {name}; give the {what} with {option} FILE") from None
     except PermissionError:
         raise TargetError(
             f"no permission to read {name}; run as its owner or as root, or copy it"

@@ -19,8 +19,9 @@ from drgn import Architecture, FaultError, Platform, Program, ProgramFlags
 from vmcore_tools import debug_info, preflight
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.dump.memory import Memory
-from vmcore_tools.dump.page_map import DumpError, PageMap, page_map_of_file, page_map_of_program
+from vmcore_tools.dump.page_map import DumpError, PageMap, merge_runs, page_map_of_file
 from vmcore_tools.errors import TargetError, printable
+from vmcore_tools.kernel.resource import system_ram
 from vmcore_tools.model import Absent, Evidence, Kind, Scalar
 from vmcore_tools.vmcoreinfo import architecture as vmcoreinfo_architecture
 from vmcore_tools.vmcoreinfo import of_program as vmcoreinfo_of_program
@@ -105,7 +106,7 @@ def open_live(
             " machine and open it with -c"
         ) from error
     found = debug_info.load(prog, symbols, kernel_directories, debug_directories)
-    return _target(prog, _page_map_of_program(prog), found)
+    return _target(prog, _page_map_of_live(prog), found)
 
 
 def open_qemu(
@@ -144,7 +145,7 @@ def open_qemu(
             " with --vmcoreinfo"
         )
     found = debug_info.load(prog, symbols, kernel_directories, debug_directories)
-    return _target(prog, _page_map_of_program(prog), found)
+    return _target(prog, _page_map_of_live(prog), found)
 
 
 def from_program(prog: Program) -> Target:
@@ -160,7 +161,7 @@ def from_program(prog: Program) -> Target:
     found = debug_info.of_program(prog)
     if prog.core_dump_path is not None and not prog.flags & ProgramFlags.IS_LIVE:
         return _target(prog, read_page_map(prog.core_dump_path), found)
-    return _target(prog, _page_map_of_program(prog), found)
+    return _target(prog, _page_map_of_live(prog), found)
 
 
 def read_page_map(path: PathLike) -> PageMap:
@@ -259,16 +260,20 @@ def _read_vmcoreinfo(path: Optional[PathLike]) -> Optional[bytes]:
     return note
 
 
-def _page_map_of_program(prog: Program) -> PageMap:
+def _page_map_of_live(prog: Program) -> PageMap:
+    """The RAM that a running kernel says it has."""
+    page_size_bytes = int(prog["PAGE_SIZE"])
     try:
-        page_map = page_map_of_program(prog)
-    except DumpError as error:
+        ranges = [
+            (start // page_size_bytes, end // page_size_bytes) for start, end in system_ram(prog)
+        ]
+    except (FaultError, LookupError) as error:
         raise TargetError(
-            f"{printable(str(error))}; make a dump of the machine and open it with -c"
+            f"the kernel's list of System RAM cannot be read: {printable(str(error))}; make a"
+            " dump of the machine and open it with -c"
         ) from error
-    if not prog.flags & ProgramFlags.IS_LOCAL:
-        return dataclasses.replace(page_map, format="QEMU guest")
-    return page_map
+    local = prog.flags & ProgramFlags.IS_LOCAL
+    return PageMap("live kernel" if local else "QEMU guest", page_size_bytes, merge_runs(ranges))
 
 
 def _target(prog: Program, page_map: PageMap, found: DebugInfo) -> Target:

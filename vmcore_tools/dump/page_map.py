@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, Iterable, List, Optional, Tuple, Union
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Program, ProgramFlags
 
 from vmcore_tools.dump.flattened import SIGNATURE as FLATTENED_SIGNATURE
 from vmcore_tools.dump.flattened import FlattenedFile
@@ -117,26 +116,6 @@ def page_map_of_file(path: Union[str, Path]) -> PageMap:
         if flattened.truncated:
             truncated = "the flattened file has no end record"
         return dataclasses.replace(page_map, flattened=True, truncated=truncated)
-
-
-def page_map_of_program(prog: Program) -> PageMap:
-    """
-    The page map of a program: of its core dump, or of a live target's RAM.
-
-    :raises DumpError: if neither can be read
-    """
-    if prog.core_dump_path is not None and not prog.flags & ProgramFlags.IS_LIVE:
-        return page_map_of_file(prog.core_dump_path)
-    from vmcore_tools.kernel.resource import system_ram
-
-    page_size_bytes = int(prog["PAGE_SIZE"])
-    try:
-        ranges = [
-            (start // page_size_bytes, end // page_size_bytes) for start, end in system_ram(prog)
-        ]
-    except (FaultError, LookupError) as error:
-        raise DumpError(f"the kernel's list of System RAM cannot be read: {error}") from error
-    return PageMap("live kernel", page_size_bytes, merge_runs(ranges))
 
 
 def _page_map(file: BinaryIO, size_bytes: int) -> PageMap:
