@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sample_report import STACK, Fence, fence, full_report, hung, leak, report, result
-from vmcore_tools.model import Absent, Evidence, Gap, Kind, Ref, Stack, Status, Table
+from vmcore_tools.model import Absent, Evidence, Gap, Kind, Ref, Stack, Status, Table, column
 from vmcore_tools.report import render
 from vmcore_tools.report.table import facts_text
 
@@ -18,6 +18,10 @@ file vmcore-of-host7; kernel release 5.10.262; ram 1.0 GiB
 
 2 findings: 1 error, 1 warning. The report is INCOMPLETE: broken failed; slab did not run;
 dma-fences could not read everything.
+
+ERROR VT201 leaked-dma-fence [likely]: 5,107 references of Xorg to 468.8 KiB at 0xffff888000001000,
+  0xffff888000001060 have no holder
+WARNING VT301 hung-task [proven]: Xorg waits for 2 min 11 s
 
 ERROR VT201 leaked-dma-fence [likely]
   5,107 references of Xorg to 468.8 KiB at 0xffff888000001000, 0xffff888000001060 have no holder
@@ -131,6 +135,31 @@ def test_numbers_are_not_parsed_again() -> None:
     made = report(result(tables=(Table(Fence, (fence(driver="1e5", comm="007"),), 1),)))
     row = render(made, "table").split("----\n")[1].split("\n")[0]
     assert "1e5 " in row and " 007 " in row
+
+
+def test_headings_are_not_wider_than_their_columns() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Holder:
+        held_by_reservation_objects: int = column(Kind.COUNT)
+        name: str = column(Kind.UNTRUSTED)
+
+    made = report(result(tables=(Table(Holder, (Holder(3, "a name"),), 1),)))
+    assert (
+        "dma-fences: Holder, 1 row:\n"
+        "         held\n"
+        "           by\n"
+        "  reservation\n"
+        "      objects  name\n"
+        "-------------  ------\n"
+        "            3  a name\n"
+    ) in render(made, "table")
+
+
+def test_the_findings_counted() -> None:
+    one = render(report(result(findings=(hung(),))), "table")
+    assert "\n1 finding: 1 warning.\n\nWARNING VT301 hung-task [proven]\n" in one
+    many = render(report(result(findings=(hung(), hung(), leak()))), "table")
+    assert "\n3 findings: 1 error, 2 warnings.\n" in many
 
 
 def test_stacks_of_rows_follow_the_tables_once() -> None:

@@ -33,7 +33,7 @@ def verdict(report: Report) -> str:
     counts = Counter(finding.rule.severity for finding in report.findings)
     if counts:
         found = ", ".join(
-            f"{counts[severity]} {severity.name.lower()}"
+            _severity_count(severity, counts[severity])
             for severity in sorted(Severity, reverse=True)
             if counts[severity]
         )
@@ -57,6 +57,13 @@ def _incomplete(report: Report) -> str:
         if names:
             parts.append(f"{', '.join(names)} {text}")
     return "; ".join(parts)
+
+
+def _severity_count(severity: Severity, count: int) -> str:
+    name = severity.name.lower()
+    if severity in (Severity.ERROR, Severity.WARNING):
+        return _plural(count, name)
+    return f"{count:,} {name}"
 
 
 def _plural(count: int, noun: str) -> str:

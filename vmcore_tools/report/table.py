@@ -6,6 +6,8 @@ from __future__ import annotations
 import textwrap
 from typing import Iterable, Iterator, List, Set
 
+from tabulate import tabulate
+
 from vmcore_tools.model import (
     AnalysisResult,
     Evidence,
@@ -60,6 +62,8 @@ class _Renderer:
             self._target(),
             "\n".join(self._wrap(verdict(self._report), "")) + "\n",
         ]
+        if len(self._report.findings) > 1:
+            sections.append("\n".join(self._contents()) + "\n")
         sections += ["\n".join(self._finding(f)) + "\n" for f in self._report.findings]
         sections += self._gaps()
         sections += [
@@ -90,9 +94,14 @@ class _Renderer:
             break_on_hyphens=False,
         )
 
+    def _contents(self) -> Iterator[str]:
+        # Stacks are long: all answers in short are on the first screen.
+        for finding in self._report.findings:
+            yield from self._wrap(f"{_title(finding)}: {message_text(finding)}", "", _INDENT)
+
     def _finding(self, finding: Finding) -> Iterator[str]:
         rule = finding.rule
-        yield f"{rule.severity.name} {rule.id} {rule.slug} [{finding.confidence.name.lower()}]"
+        yield _title(finding)
         yield from self._wrap(message_text(finding), _INDENT)
         yield from self._field("subject", ref_text(finding.subject))
         for item in evidence_lines(finding):
@@ -130,13 +139,16 @@ class _Renderer:
         title = table_title(analysis, table)
         if not table.rows:
             return f"{title}\n"
-        # A tenth of a second to import: only where there are rows to show.
-        from tabulate import tabulate
-
         kinds = columns(table.row_type)
+        rows = [
+            [value_text(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows
+        ]
         text = tabulate(
-            [[value_text(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows],
-            headers=[label(name, kind) for name, kind in kinds],
+            rows,
+            headers=[
+                _heading(label(name, kind), [row[i] for row in rows])
+                for i, (name, kind) in enumerate(kinds)
+            ],
             colalign=["right" if kind in NUMERIC_KINDS else "left" for _, kind in kinds],
             disable_numparse=True,
         )
@@ -154,6 +166,16 @@ class _Renderer:
         for analysis in self._report.analyses:
             lines += self._wrap(analysis_line(analysis, self._timings), _INDENT, _INDENT)
         return "\n".join(lines) + "\n"
+
+
+def _title(finding: Finding) -> str:
+    rule = finding.rule
+    return f"{rule.severity.name} {rule.id} {rule.slug} [{finding.confidence.name.lower()}]"
+
+
+def _heading(name: str, cells: List[str]) -> str:
+    """A heading on as many lines as keep it from being wider than the column."""
+    return textwrap.fill(name, max(map(len, [*cells, *name.split()])), break_on_hyphens=False)
 
 
 def _stack_text(stack: Stack, indent: str) -> Iterator[str]:
