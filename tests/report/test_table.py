@@ -146,10 +146,9 @@ def test_headings_are_not_wider_than_their_columns() -> None:
     made = report(result(tables=(Table(Holder, (Holder(3, "a name"),), 1),)))
     assert (
         "dma-fences: Holder, 1 row:\n"
-        "         held\n"
-        "           by\n"
+        "      held by  name\n"
         "  reservation\n"
-        "      objects  name\n"
+        "      objects\n"
         "-------------  ------\n"
         "            3  a name\n"
     ) in render(made, "table")
