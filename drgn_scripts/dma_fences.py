@@ -5,9 +5,9 @@ Every dma_fence in slab memory, and the references that nobody holds.
 Fences are recognised in any slab cache by their pointer to a variable of type
 ``struct dma_fence_ops``. For each one the reference count is compared with
 the holders that can be found: the driver's list of emitted fences, the
-reservation objects of all GEM objects, sync_files, fence arrays, framebuffers
-in an update, and the live stacks and registers of tasks. References that are
-left over were taken and never dropped: VT201.
+reservation objects of all GEM objects, sync_files, fence arrays and their
+callbacks, framebuffers in an update, and the live stacks and registers of
+tasks. References that are left over were taken and never dropped: VT201.
 
 It decides by holders alone, never by a number of fences. A fence whose
 reference count is 0 is being freed, and is no leak. A task that has a fence on
@@ -38,6 +38,7 @@ from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.dma_fence import (
     DMA_FENCE,
     Fences,
+    array_callbacks_max,
     array_members,
     by_name,
     count_by_address,
@@ -91,8 +92,8 @@ LEAKED = Rule(
     page="""\
 Each fence's reference count is compared with the holders that were found: the
 driver's list of emitted fences, reservation objects of all GEM objects,
-sync_files, fence arrays, framebuffers in an update, live task stacks and
-registers. What is left over is leaked.
+sync_files, fence arrays and their callbacks, framebuffers in an update, live
+task stacks and registers. What is left over is leaked.
 
 `references_leaked` counts references, `objects` the fences that have them, and
 `objects_only_leaked` those that nothing else holds: these stay for ever. The
@@ -122,6 +123,7 @@ class Fence:
     held_by_sync_file: int = column(Kind.COUNT)
     held_by_array: int = column(Kind.COUNT)
     held_by_framebuffer: int = column(Kind.COUNT)
+    held_by_callback: int = column(Kind.COUNT)
     on_task_stacks: int = column(Kind.COUNT)
     unexplained: Maybe[int] = column(Kind.COUNT)
     cache: str = column(Kind.UNTRUSTED)
@@ -167,7 +169,7 @@ def _has_gem(prog: Program) -> bool:
 
 def _audit(ctx: Context, index: SlabIndex, all_fences: Fences, gems: Optional[Found]) -> _Audit:
     targets = all_fences.found.address
-    names = ("driver", "reservation", "sync_file", "array", "framebuffer")
+    names = ("driver", "reservation", "sync_file", "array", "framebuffer", "callback")
     holders = {name: np.zeros(len(targets), dtype=np.int64) for name in names}
     virtio_gpu = np.zeros(len(targets), dtype=bool)
     last_completed = np.full(len(targets), -1, dtype=np.int64)
@@ -189,14 +191,17 @@ def _audit(ctx: Context, index: SlabIndex, all_fences: Fences, gems: Optional[Fo
     arrays = by_name(all_fences.found.tables, all_fences.found.ops, "dma_fence_array_ops")
     members = array_members(ctx.prog, targets[arrays].tolist())
     hold("array", [member for member, _ in members])
+    for i in np.flatnonzero(arrays).tolist():
+        others = sum(int(held[i]) for held in holders.values())
+        callbacks = array_callbacks_max(ctx.prog, int(targets[i]))
+        holders["callback"][i] = max(0, min(int(all_fences.refcount[i]) - others, callbacks))
 
     stacks = _on_stacks(ctx, targets)
-    left = all_fences.refcount - sum(holders.values())
-    judged = virtio_gpu & (all_fences.refcount > 0)
-    unexplained = np.where(judged & (stacks == 0) & (left > 0), left, 0)
-    return _Audit(
-        all_fences, holders, stacks, virtio_gpu, last_completed, judged | arrays, unexplained
-    )
+    left = all_fences.refcount - np.sum(list(holders.values()), axis=0)
+    freeing = all_fences.refcount <= 0
+    judged = virtio_gpu | arrays | freeing
+    unexplained = np.where(judged & ~freeing & (stacks == 0) & (left > 0), left, 0)
+    return _Audit(all_fences, holders, stacks, virtio_gpu, last_completed, judged, unexplained)
 
 
 def _reserved(ctx: Context, gems: Found) -> List[int]:
@@ -253,7 +258,7 @@ def _count_gaps(ctx: Context, index: SlabIndex, audit: _Audit) -> None:
         ctx.coverage.gap("slab", problem.reason, problem.address)
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
-    others = int((~audit.judged & (audit.fences.refcount > 0)).sum())
+    others = int((~audit.judged).sum())
     if others:
         ctx.coverage.gap(
             "dma_fence", "its driver's own list of fences is not known here", count=others
@@ -277,6 +282,8 @@ def _finding(
     found, every = audit.fences.found, audit.fences
     cache = index.caches[found.cache[group[0]]]
     ops_name = found.tables[int(found.ops[group[0]])]
+    is_virtio_gpu = bool(audit.virtio_gpu[group[0]])
+    type_name = "struct virtio_gpu_fence" if is_virtio_gpu else "struct dma_fence_array"
     references = audit.unexplained[group]
     only_leaked = every.refcount[group] == references
     evidence = [
@@ -285,24 +292,27 @@ def _finding(
         Evidence("objects_only_leaked", Kind.COUNT, int(only_leaked.sum())),
         Evidence("size_bytes", Kind.BYTES, int(only_leaked.sum()) * cache.size_bytes),
         Evidence("cache", Kind.UNTRUSTED, cache.name),
-        Evidence("driver", Kind.TEXT, DRIVER_NAME),
+        Evidence("type", Kind.TEXT, type_name),
         Evidence("ops", Kind.TEXT, ops_name),
         Evidence("objects_signaled", Kind.COUNT, int(every.signaled[group].sum())),
         Evidence("context", Kind.NUMBER, tuple(np.unique(every.context[group]).tolist())),
         Evidence("seqno_first", Kind.NUMBER, int(every.seqno[group].min())),
         Evidence("seqno_last", Kind.NUMBER, int(every.seqno[group].max())),
-        Evidence("last_completed_seqno", Kind.NUMBER, int(audit.last_completed[group[0]])),
         Evidence(
             "fences_explained",
             Kind.COUNT,
-            int((audit.virtio_gpu & (every.refcount > 0) & (audit.unexplained == 0)).sum()),
+            int((audit.judged & (every.refcount > 0) & (audit.unexplained == 0)).sum()),
         ),
         Evidence("examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())),
     ]
+    if is_virtio_gpu:
+        evidence.append(
+            Evidence("last_completed_seqno", Kind.NUMBER, int(audit.last_completed[group[0]]))
+        )
     allocators = _Allocators.of(ctx, index, found.container[group], found.cache[group[0]])
     yield from allocators.stacks
     template = (
-        "{references_leaked} references leaked on {objects} virtio_gpu fences in {cache}; "
+        "{references_leaked} references leaked on {objects} objects of type {type} in {cache}; "
         "{objects_only_leaked} of them ({size_bytes}) live only through these references"
     )
     if allocators.evidence:
@@ -312,9 +322,9 @@ def _finding(
         rule=LEAKED,
         confidence=Confidence.LIKELY,
         message=template + ".",
-        subject=Ref("struct virtio_gpu_fence", ops_name, int(found.address[group[0]])),
+        subject=Ref(type_name, ops_name, int(found.address[group[0]])),
         evidence=tuple(evidence),
-        signature_key=(DRIVER_NAME, "struct virtio_gpu_fence", *allocators.signature),
+        signature_key=(type_name, *allocators.signature),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         stacks=tuple(stack.id for stack in allocators.stacks),
         unread=("memory other than the holders that VT201's page names",),
@@ -406,6 +416,7 @@ def _rows(index: SlabIndex, audit: _Audit) -> Iterator[Fence]:
             held_by_sync_file=int(audit.holders["sync_file"][i]),
             held_by_array=int(audit.holders["array"][i]),
             held_by_framebuffer=int(audit.holders["framebuffer"][i]),
+            held_by_callback=int(audit.holders["callback"][i]),
             on_task_stacks=int(audit.stacks[i]),
             unexplained=int(audit.unexplained[i]) if audit.judged[i] else not_judged,
             cache=index.caches[found.cache[i]].name,

@@ -160,6 +160,33 @@ def array_members(prog: Program, arrays: Iterable[int]) -> Iterator[Tuple[int, i
                 yield member, address
 
 
+def array_callbacks_max(prog: Program, array_fence: int) -> int:
+    """
+    The most references on a fence array that its own callbacks can hold.
+
+    ``dma_fence_array_enable_signaling()`` takes one for each fence of the
+    array, which ``dma_fence_array_cb_func()`` drops; the last one's is dropped
+    by the irq_work, after it has signaled the array.
+
+    :param array_fence: address of the ``struct dma_fence`` in the array
+    """
+    fence = Object(prog, "struct dma_fence *", value=array_fence)
+    array = container_of(fence, "struct dma_fence_array", "base")
+    flags = fence.flags.value_()
+    if flags >> prog.constant("DMA_FENCE_FLAG_SIGNALED_BIT").value_() & 1:
+        return 1 if _irq_work_is_claimed(array.work) else 0
+    if flags >> prog.constant("DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT").value_() & 1:
+        return int(array.num_fences.value_())
+    return 0
+
+
+def _irq_work_is_claimed(work: Object) -> bool:
+    # Up to v5.10 there is a member of its own; before v5.8 only that.
+    flags = work.node.a_flags if hasattr(work, "node") else work.flags
+    # IRQ_WORK_PENDING and IRQ_WORK_BUSY, macros in include/linux/irq_work.h.
+    return bool(flags.counter.value_() & 3)
+
+
 def count_by_address(addresses: U64, sorted_targets: U64) -> npt.NDArray[np.int64]:
     """
     How often each target is among addresses.

@@ -22,7 +22,7 @@ def for_each_drm_minor(prog: Program) -> Iterator[Object]:
     :return: Iterator of ``struct drm_minor *``
     :raises LookupError: without the debug info of DRM
     """
-    # 5fbca8b48b30 ("drm: Use XArray instead of IDR for minors") in v6.12.
+    # "drm: Use XArray instead of IDR for minors" of v6.12 was backported.
     try:
         entries = xa_for_each(prog["drm_minors_xa"].address_of_())
     except KeyError:
