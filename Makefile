@@ -39,8 +39,9 @@ lint: $(VENV)/.test-installed
 
 install: $(VENV)/.installed
 
+# Without python3-venv half an environment is left, which would pass for one.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable .
