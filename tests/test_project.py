@@ -173,11 +173,11 @@ def test_sources_name_their_licence() -> None:
 
 
 def test_no_trace_of_the_building_machine() -> None:
-    """No path of a work folder, in what is committed as text."""
+    """No path of a work folder, in what is committed as text and runs on the host."""
     # The brackets keep the pattern from matching itself.
     pattern = re.compile(r"(?<![\w.])/[r]oot/|/[w]ork/|/[t]mp/[a-z]")
     for path in tracked_files():
-        if path.suffix != ".xz":
+        if path.suffix != ".xz" and "guest" not in path.parts:
             assert not pattern.findall(path.read_text(errors="replace")), path
 
 
