@@ -277,6 +277,21 @@ def test_ctrl_c_gives_what_is_done(capsys: Capture) -> None:
     assert found["analyses"][1]["reason"] == "interrupted"
 
 
+def test_a_bug_does_not_look_like_a_finding(
+    opened: List[Tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def bug(*args: Any) -> Target:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(cli, "open_core", bug)
+    assert triage("clean") == 2
+    line = bug.__code__.co_firstlineno + 1
+    assert capsys.readouterr().err == (
+        "vmcore-tools: error: internal error: ZeroDivisionError: division by zero"
+        f" (test_cli.py:{line}); please report it\n"
+    )
+
+
 def test_ctrl_c_before_there_is_anything(
     opened: List[Tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

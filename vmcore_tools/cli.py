@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence, TextIO, Tuple
 
 from vmcore_tools import __version__, demo
@@ -149,6 +150,14 @@ def _guarded(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _error(name, "interrupted before there was anything to report")
         return _INTERRUPTED
+    except Exception as e:
+        # A bug. Python would end with 1, which means that something was found.
+        place = traceback.extract_tb(e.__traceback__)[-1]
+        return _error(
+            name,
+            f"internal error: {type(e).__name__}: {e}"
+            f" ({os.path.basename(place.filename)}:{place.lineno}); please report it",
+        )
 
 
 def _error(name: str, message: str) -> int:
