@@ -1,26 +1,51 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""All page structures, in bulk."""
+"""All page structures, in bulk: what each page frame is used for."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import re
-from typing import Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional
 
 import numpy as np
 import numpy.typing as npt
 from drgn import Program, sizeof
-from drgn.helpers.linux.mm import pfn_to_page, pfn_to_virt
+from drgn.helpers.linux.mm import for_each_valid_page_range, pfn_to_virt
+from drgn.helpers.linux.vmstat import global_node_page_state, global_zone_page_state
 
 from vmcore_tools.dump.memory import Memory
-from vmcore_tools.dump.page_map import merge_runs
-from vmcore_tools.kernel.resource import system_ram
+from vmcore_tools.kernel.layout import field_dtype
 
-# SECTION_MAP_LAST_BIT of include/linux/mmzone.h has been at most 1 << 6; the
-# array that the flags are mixed into is aligned to a page.
-_SECTION_FLAGS = (1 << 6) - 1
+_CACHE_KEY = "vmcore_tools.kernel.page.index"
 #: ``struct page`` bytes that are held at a time.
 _CHUNK_BYTES = 16 << 20
+# include/linux/page-flags.h up to v6.10: a page has types if these bits are
+# set in page_type, and it has a type if that type's bit is clear.
+_PAGE_TYPE_BASE = 0xF0000000
+_PAGE_TYPE_NONE = 0xFFFFFFFF
+# PG_table: 0x400 up to v5.10, where 0x200 was PG_kmemcg, and 0x200 after it.
+_PG_TABLE_VALUES = (0x200, 0x400)
+
+
+class PageClass(enum.IntEnum):
+    """What a page frame is used for, as far as its ``struct page`` tells."""
+
+    UNREAD = 0  #: the ``struct page`` is not in the dump
+    FREE = 1  #: in the buddy allocator
+    IDLE = 2  #: no reference: on a CPU's free list, or isolated
+    SLAB = 3
+    ANONYMOUS = 4
+    PAGE_CACHE = 5  #: of a file, shared memory included
+    PAGE_TABLE = 6
+    RESERVED = 7  #: the kernel image, early allocations, holes
+    OFFLINE = 8  #: given back to a hypervisor
+    ALLOCATED = 9  #: anything else that the kernel allocated
+
+
+#: Pages whose contents belong to user space or to nobody: no pointer of the
+#: kernel's own is in them.
+NOT_KERNEL = (PageClass.FREE, PageClass.ANONYMOUS, PageClass.PAGE_CACHE, PageClass.OFFLINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,54 +67,18 @@ class PageStructs:
 
 def page_structs(prog: Program, memory: Memory) -> Iterator[PageStructs]:
     """
-    Read the ``struct page`` of every page frame of RAM.
+    Read the ``struct page`` of every valid page frame.
 
-    :raises drgn.FaultError: if the kernel's list of RAM cannot be read
-    :raises LookupError: without debug info
+    :raises drgn.FaultError: if the memory map's own structures cannot be read
+    :raises LookupError: for a memory model that drgn does not know
     """
-    page_size = memory.page_map.page_size_bytes
-    struct_size = prog.type("struct page").size
-    assert struct_size is not None
-    ram = merge_runs((start // page_size, -(-end // page_size)) for start, end in system_ram(prog))
-    mem_map = _MemMap(prog, page_size)
+    struct_size = sizeof(prog.type("struct page"))
     pages_max = _CHUNK_BYTES // struct_size
-    for start, end in ram.tolist():
-        first = start
-        while first < end:
-            address, section_end = mem_map.page(first)
-            count = min(end - first, pages_max, section_end - first)
-            yield _read_structs(memory, first, address, count, struct_size)
-            first += count
-
-
-class _MemMap:
-    """Where page structures are: one array, or an array for each section."""
-
-    def __init__(self, prog: Program, page_size: int) -> None:
-        self._prog = prog
-        try:
-            self._first: Optional[int] = pfn_to_page(prog, 0).value_()
-        except LookupError:
-            # SPARSEMEM without VMEMMAP, which drgn does not read.
-            self._first = None
-            bits = re.search(rb"NUMBER\(SECTION_SIZE_BITS\)=(\d+)", prog["VMCOREINFO"].string_())
-            if bits is None:
-                raise LookupError("VMCOREINFO does not say how large memory sections are") from None
-            self._section_pages = (1 << int(bits.group(1))) // page_size
-            self._per_root = page_size // sizeof(prog.type("struct mem_section"))
-
-    def page(self, pfn: int) -> Tuple[int, int]:
-        """Address of a page frame's structure, and where its array ends."""
-        size = sizeof(self._prog.type("struct page"))
-        if self._first is not None:
-            return (self._first + pfn * size) & 0xFFFFFFFFFFFFFFFF, 1 << 64
-        number = pfn // self._section_pages
-        root, index = divmod(number, self._per_root)
-        encoded = self._prog["mem_section"][root][index].section_mem_map.value_()
-        # sparse_encode_mem_map(): flags in the low bits, and the section's
-        # first frame is already subtracted.
-        base = encoded & ~_SECTION_FLAGS
-        return (base + pfn * size) & 0xFFFFFFFFFFFFFFFF, (number + 1) * self._section_pages
+    for start, end, mem_map in for_each_valid_page_range(prog):
+        base = mem_map.value_()
+        for first in range(start, end, pages_max):
+            address = (base + first * struct_size) & 0xFFFFFFFFFFFFFFFF
+            yield _read_structs(memory, first, address, min(end - first, pages_max), struct_size)
 
 
 def _read_structs(
@@ -105,6 +94,277 @@ def _read_structs(
     starts = (offset + np.arange(count) * struct_size) // page_size
     ends = (offset + np.arange(count) * struct_size + struct_size - 1) // page_size
     return PageStructs(first_pfn, address, data, pages_read[starts] & pages_read[ends])
+
+
+@dataclasses.dataclass(frozen=True)
+class PageTypes:
+    """
+    How this kernel marks pages.
+
+    :ivar fields: dtype of the members of ``struct page`` that are looked at
+    :ivar slab_flag: PG_slab's bit in ``flags``; None where it is a page type
+    :ivar slab_type: value of ``page_type`` of a slab; None where it is a flag
+    :ivar buddy_type: likewise of a free page
+    :ivar offline_type: likewise of an offline page
+    :ivar table_bits: a page table's ``page_type`` has these bits clear, or
+        None if ``table_type`` is known
+    :ivar table_type: the top byte of a page table's ``page_type``
+    :ivar reserved_flag: PG_reserved's bit in ``flags``
+    """
+
+    fields: np.dtype[Any]
+    slab_flag: Optional[int]
+    slab_type: Optional[int]
+    buddy_type: Optional[int]
+    offline_type: Optional[int]
+    table_bits: Optional[int]
+    table_type: Optional[int]
+    reserved_flag: int
+
+    def is_slab(self, pages: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which pages are the first page of a slab; *pages* has :attr:`fields`."""
+        if self.slab_flag is not None:
+            return _some(pages["flags"], self.slab_flag)
+        result: npt.NDArray[np.bool_] = pages["page_type"] == np.uint32(self.slab_type or 0)
+        return result
+
+    def is_table(self, pages: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which pages are page tables."""
+        kind = pages["page_type"]
+        result: npt.NDArray[np.bool_]
+        if self.table_type is not None:
+            result = (kind >> np.uint32(24)) == np.uint32(self.table_type)
+            return result
+        bits = self.table_bits or 0
+        result = (kind & np.uint32(_PAGE_TYPE_BASE | bits)) == np.uint32(_PAGE_TYPE_BASE)
+        return result
+
+
+def _some(words: npt.NDArray[Any], bit: int) -> npt.NDArray[np.bool_]:
+    result: npt.NDArray[np.bool_] = (words & words.dtype.type(bit)) != 0
+    return result
+
+
+def page_types(prog: Program) -> PageTypes:
+    """
+    How a kernel marks pages, from its debug info and VMCOREINFO.
+
+    :raises LookupError: without the debug info of ``struct page``
+    """
+    note = prog["VMCOREINFO"].string_()
+
+    def mapcount_value(name: str) -> Optional[int]:
+        match = re.search(rb"NUMBER\(PAGE_%s_MAPCOUNT_VALUE\)=(-?\d+)" % name.encode(), note)
+        return int(match.group(1)) & 0xFFFFFFFF if match else None
+
+    # 46df8e73a4a3 ("mm: free up PG_slab") in v6.10 made slabs a page type.
+    slab_type = mapcount_value("SLAB")
+    try:
+        # "mm: Introduce enum pagetype" came with the types' new encoding.
+        table_type: Optional[int] = prog.constant("PGTY_table").value_()
+    except LookupError:
+        table_type = None
+    return PageTypes(
+        fields=field_dtype(
+            prog.type("struct page"),
+            {
+                "flags": "flags",
+                "mapping": "mapping",
+                "private": "private",
+                "page_type": "page_type",
+                "refcount": "_refcount.counter",
+                "compound_head": "compound_head",
+            },
+        ),
+        slab_flag=None if slab_type is not None else 1 << prog.constant("PG_slab").value_(),
+        slab_type=slab_type,
+        buddy_type=mapcount_value("BUDDY"),
+        offline_type=mapcount_value("OFFLINE"),
+        table_bits=None,
+        table_type=table_type,
+        reserved_flag=1 << prog.constant("PG_reserved").value_(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PageIndex:
+    """
+    What every page frame is used for; get it with :func:`page_index`.
+
+    :ivar ranges: int64 array of shape (r, 2): valid page frames ``[start, end)``
+    :ivar position: int64 array of shape (r,): where each range begins in *kind*
+    :ivar kind: uint8 array with a :class:`PageClass` for each page frame
+    :ivar slab_pfn: int64 array of shape (s,): the first page frame of each slab
+    :ivar slab_structs: uint8 array of shape (s, ``sizeof(struct page)``)
+    """
+
+    ranges: npt.NDArray[np.int64]
+    position: npt.NDArray[np.int64]
+    kind: npt.NDArray[np.uint8]
+    slab_pfn: npt.NDArray[np.int64]
+    slab_structs: npt.NDArray[np.uint8]
+
+    @property
+    def unread(self) -> int:
+        """Page structures that are not in the dump."""
+        return int((self.kind == PageClass.UNREAD).sum())
+
+    def kind_of(self, pfns: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """
+        The :class:`PageClass` of page frames.
+
+        :param pfns: integer array of any shape
+        :return: uint8 array; ``UNREAD`` for what is no page frame
+        """
+        pfns = pfns.astype(np.int64)
+        if not len(self.ranges):
+            return np.zeros(pfns.shape, dtype=np.uint8)
+        at = np.maximum(np.searchsorted(self.ranges[:, 0], pfns, side="right") - 1, 0)
+        inside = (pfns >= self.ranges[at, 0]) & (pfns < self.ranges[at, 1])
+        position = np.where(inside, self.position[at] + pfns - self.ranges[at, 0], 0)
+        return np.where(inside, self.kind[position], np.uint8(PageClass.UNREAD))
+
+
+def page_index(prog: Program, memory: Memory) -> PageIndex:
+    """
+    The index of all page frames, made once for a program.
+
+    :raises drgn.FaultError: if the memory map's own structures cannot be read
+    :raises LookupError: for a memory model that drgn does not know
+    """
+    if _CACHE_KEY not in prog.cache:
+        prog.cache[_CACHE_KEY] = _make_index(prog, memory)
+    index: PageIndex = prog.cache[_CACHE_KEY]
+    return index
+
+
+def _make_index(prog: Program, memory: Memory) -> PageIndex:
+    types = page_types(prog)
+    struct_size = types.fields.itemsize
+    ranges: List[List[int]] = []
+    kinds: List[npt.NDArray[np.uint8]] = []
+    slab_pfns: List[npt.NDArray[np.int64]] = []
+    slab_structs: List[npt.NDArray[np.uint8]] = []
+    tails: List[npt.NDArray[np.int64]] = []
+    typed: List[npt.NDArray[np.int64]] = []
+    free_blocks: List[npt.NDArray[np.int64]] = []
+    base = 0
+    for structs in page_structs(prog, memory):
+        count = len(structs.data)
+        pages = structs.data.reshape(-1).view(types.fields)
+        kind = classify(types, pages, structs.read)
+        kinds.append(kind)
+        ranges.append([structs.first_pfn, structs.first_pfn + count])
+
+        slabs = np.flatnonzero(kind == PageClass.SLAB)
+        slab_pfns.append(slabs + structs.first_pfn)
+        slab_structs.append(np.ascontiguousarray(structs.data[slabs]))
+
+        head = pages["compound_head"]
+        tail = np.flatnonzero(_some(head, 1) & structs.read)
+        here = np.uint64(structs.address) + tail.astype(np.uint64) * np.uint64(struct_size)
+        distance = (here - (head[tail] - np.uint64(1))).astype(np.int64) // struct_size
+        tails.append(np.stack((base + tail, base + tail - distance)))
+
+        free = np.flatnonzero(kind == PageClass.FREE)
+        free_blocks.append(np.stack((base + free, pages["private"][free].astype(np.int64))))
+        maybe_table = np.flatnonzero(
+            (kind == PageClass.ALLOCATED)
+            & (pages["page_type"] & np.uint32(_PAGE_TYPE_BASE) == np.uint32(_PAGE_TYPE_BASE))
+            & (pages["page_type"] != np.uint32(_PAGE_TYPE_NONE))
+        )
+        typed.append(np.stack((base + maybe_table, pages["page_type"][maybe_table])))
+        base += count
+    everything = np.concatenate(kinds) if kinds else np.zeros(0, dtype=np.uint8)
+    if kinds:
+        _spread_free_blocks(everything, np.concatenate(free_blocks, axis=1))
+        if types.table_type is None:
+            _mark_old_page_tables(prog, everything, np.concatenate(typed, axis=1))
+        # Last, so that a tail page gets what its head page has become.
+        _spread_heads(everything, np.concatenate(tails, axis=1))
+    bounds = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    lengths = bounds[:, 1] - bounds[:, 0]
+    return PageIndex(
+        ranges=bounds,
+        position=np.cumsum(lengths) - lengths,
+        kind=everything,
+        slab_pfn=np.concatenate([np.zeros(0, dtype=np.int64), *slab_pfns]),
+        slab_structs=np.concatenate([np.zeros((0, struct_size), dtype=np.uint8), *slab_structs]),
+    )
+
+
+def classify(
+    types: PageTypes, pages: npt.NDArray[Any], read: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """
+    The :class:`PageClass` that each page structure alone tells.
+
+    :param pages: array of shape (n,) of ``types.fields``
+    :param read: bool array of shape (n,): which structures are there
+    :return: uint8 array of shape (n,)
+    """
+    # include/linux/page-flags.h: PAGE_MAPPING_ANON is bit 0 of mapping, and
+    # bit 1 alone marks movable pages of drivers.
+    mapping = pages["mapping"]
+    kind = np.full(len(pages), PageClass.ALLOCATED, dtype=np.uint8)
+    kind[(mapping != 0) & (mapping & np.uint64(3) == 0)] = PageClass.PAGE_CACHE
+    kind[_some(mapping, 1)] = PageClass.ANONYMOUS
+    kind[pages["refcount"] == 0] = PageClass.IDLE
+    if types.table_type is not None:
+        kind[types.is_table(pages)] = PageClass.PAGE_TABLE
+    kind[_some(pages["flags"], types.reserved_flag)] = PageClass.RESERVED
+    for value, meaning in (
+        (types.buddy_type, PageClass.FREE),
+        (types.offline_type, PageClass.OFFLINE),
+    ):
+        if value is not None:
+            kind[pages["page_type"] == np.uint32(value)] = meaning
+    kind[types.is_slab(pages)] = PageClass.SLAB
+    kind[~read] = PageClass.UNREAD
+    return kind
+
+
+def _spread_free_blocks(kind: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64]) -> None:
+    """Only a free block's first page is marked; its order is in ``private``."""
+    starts, orders = blocks
+    for order in np.unique(orders):
+        if 0 <= order < 32:
+            pages = starts[orders == order][:, None] + np.arange(1 << int(order))
+            kind[pages[pages < len(kind)]] = PageClass.FREE
+
+
+def _spread_heads(kind: npt.NDArray[np.uint8], tails: npt.NDArray[np.int64]) -> None:
+    """A compound page's tail is used for what its head is."""
+    tail, head = tails
+    sound = (head >= 0) & (head < tail)
+    kind[tail[sound]] = kind[head[sound]]
+
+
+def _mark_old_page_tables(
+    prog: Program, kind: npt.NDArray[np.uint8], typed: npt.NDArray[np.int64]
+) -> None:
+    """
+    Tell page tables from other typed pages, on kernels without enum pagetype.
+
+    The type's bit is a macro that has changed; the right one is that which
+    as many pages have as the kernel itself counts.
+    """
+    try:
+        expected = _page_table_pages(prog)
+    except LookupError:
+        return
+    position, value = typed
+    counted = {bit: (value & bit) == 0 for bit in _PG_TABLE_VALUES}
+    bit = min(counted, key=lambda bit: abs(int(counted[bit].sum()) - expected))
+    kind[position[counted[bit]]] = PageClass.PAGE_TABLE
+
+
+def _page_table_pages(prog: Program) -> int:
+    item = prog.constant("NR_PAGETABLE")
+    # f0c0c115fb81 ("mm: memcontrol: account pagetables per node") in v5.11.
+    if item.type_.type_name() == "enum node_stat_item":
+        return int(global_node_page_state(item))
+    return int(global_zone_page_state(item))
 
 
 def direct_map_offset(prog: Program) -> int:

@@ -15,14 +15,14 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, offsetof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.layout import bit_field, field_dtype
-from vmcore_tools.kernel.page import direct_map_offset, page_structs
+from vmcore_tools.kernel.page import direct_map_offset, page_index
 from vmcore_tools.kernel.slub_freelist import FreelistLayout, HardenedVotes, follow_freelists
 
 U64 = npt.NDArray[np.uint64]
@@ -126,7 +126,6 @@ class SlabIndex:
         self.prog = prog
         self.memory = memory
         self.problems: List[SlabProblem] = []
-        self.unread_page_structs = 0
         self.caches = self._read_caches()
         self._read_slabs()
         self._hardened_votes = HardenedVotes()
@@ -183,12 +182,10 @@ class SlabIndex:
         return tuple(caches)
 
     def _read_slabs(self) -> None:
-        layout = _SlabLayout(self.prog)
-        parts: List[npt.NDArray[Any]] = []
-        for structs in page_structs(self.prog, self.memory):
-            self.unread_page_structs += int((~structs.read).sum())
-            parts.append(layout.slabs(structs.first_pfn, structs.data, structs.read))
-        slabs = np.concatenate(parts) if parts else np.zeros(0, dtype=layout.row_dtype)
+        pages = page_index(self.prog, self.memory)
+        self.unread_page_structs = pages.unread
+        slabs = _slab_fields(self.prog, pages.slab_structs)
+        slabs["pfn"] = pages.slab_pfn
 
         pointers = np.array([c.cache.value_() for c in self.caches], dtype=np.uint64)
         order = np.argsort(pointers)
@@ -360,49 +357,40 @@ class SlabIndex:
             self.problems.append(problem)
 
 
-class _SlabLayout:
-    """Where a slab's fields are in ``struct slab`` or ``struct page``."""
+_SLAB_FIELDS = np.dtype(
+    [
+        ("pfn", np.uint64),
+        ("slab_cache", np.uint64),
+        ("freelist", np.uint64),
+        ("objects", np.uint32),
+        ("inuse", np.uint32),
+        ("frozen", np.uint32),
+    ]
+)
 
-    row_dtype = np.dtype(
-        [
-            ("pfn", np.uint64),
-            ("slab_cache", np.uint64),
-            ("freelist", np.uint64),
-            ("objects", np.uint32),
-            ("inuse", np.uint32),
-            ("frozen", np.uint32),
-        ]
-    )
 
-    def __init__(self, prog: Program) -> None:
-        # d122019bf061 ("mm: Split slab into its own type") in v5.17 moved
-        # these members from struct page into struct slab, which overlays it.
-        try:
-            slab_type = prog.type("struct slab")
-        except LookupError:
-            slab_type = prog.type("struct page")
-        page_type = prog.type("struct page")
-        self._flags = field_dtype(page_type, {"flags": "flags"})
-        self._pointers = field_dtype(
-            slab_type, {"slab_cache": "slab_cache", "freelist": "freelist"}
-        )
-        self._bits = {name: bit_field(slab_type, name) for name in ("objects", "inuse", "frozen")}
-        self._slab_flag = np.uint64(1 << prog.constant("PG_slab").value_())
+def _slab_fields(prog: Program, structs: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """
+    What the page structures of slabs say.
 
-    def slabs(self, first_pfn: int, data: npt.NDArray[np.uint8], read: Bools) -> npt.NDArray[Any]:
-        """The slabs among page structures: an array of :attr:`row_dtype`."""
-        flags = data.view(self._flags)["flags"][:, 0]
-        index = np.flatnonzero((flags & self._slab_flag != 0) & read)
-        structs = np.ascontiguousarray(data[index])
-        rows = np.zeros(len(index), dtype=self.row_dtype)
-        rows["pfn"] = index + first_pfn
-        for name in ("slab_cache", "freelist"):
-            offset = self._pointers.fields[name][1]  # type: ignore[index]
-            rows[name] = structs[:, offset : offset + 8].copy().view(np.uint64)[:, 0]
-        for name, field in self._bits.items():
-            at = field.byte_offset
-            rows[name] = field.extract(structs[:, at : at + 4].copy().view(np.uint32)[:, 0])
-        return rows
+    :param structs: uint8 array of shape (n, ``sizeof(struct page)``)
+    :return: array of shape (n,); "pfn" is 0
+    """
+    # d122019bf061 ("mm: Split slab into its own type") in v5.17 moved these
+    # members from struct page into struct slab, which overlays it.
+    try:
+        slab_type = prog.type("struct slab")
+    except LookupError:
+        slab_type = prog.type("struct page")
+    rows = np.zeros(len(structs), dtype=_SLAB_FIELDS)
+    for name in ("slab_cache", "freelist"):
+        at = offsetof(slab_type, name)
+        rows[name] = structs[:, at : at + 8].copy().view(np.uint64)[:, 0]
+    for name in ("objects", "inuse", "frozen"):
+        field = bit_field(slab_type, name)
+        at = field.byte_offset
+        rows[name] = field.extract(structs[:, at : at + 4].copy().view(np.uint32)[:, 0])
+    return rows
 
 
 def _slab_cache(cache: Object) -> SlabCache:
