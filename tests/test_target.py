@@ -381,13 +381,51 @@ def test_real_dump(shipped: demo.DemoDump) -> None:
     assert facts == facts_of(target.open_core(shipped.vmcore, shipped.symbols))
 
 
-def test_real_dump_inside_drgn(shipped: demo.DemoDump) -> None:
+def test_real_dump_inside_drgn(shipped: demo.DemoDump, loaded: Program) -> None:
+    opened = target.from_program(loaded)
+    assert opened.prog is loaded
+    assert opened.facts == target.open_core(shipped.vmcore, shipped.symbols).facts
+
+
+def overlay(prog: Program, address: int, data: bytes) -> None:
+    """Make the program read *data* at a virtual address."""
+
+    def read(_: int, count: int, offset: int, physical: bool) -> bytes:
+        return data[offset : offset + count]
+
+    prog.add_memory_segment(address, len(data), read)
+
+
+@pytest.fixture
+def loaded(shipped: demo.DemoDump) -> Program:
     prog = Program()
     prog.set_core_dump(shipped.vmcore)
     prog.load_debug_info(shipped.symbols)
-    opened = target.from_program(prog)
-    assert opened.prog is prog
-    assert opened.facts == target.open_core(shipped.vmcore, shipped.symbols).facts
+    return prog
+
+
+@pytest.mark.parametrize("next", [0xFFFF_8000_0000_0000, 8, None], ids=["unmapped", "user", "loop"])
+def test_module_list_that_breaks_off(loaded: Program, next: int | None) -> None:
+    """The last module leads into nowhere, or back to itself."""
+    module = next_module = loaded["modules"].next
+    while next_module != loaded["modules"].address_of_():
+        module, next_module = next_module, next_module.next
+    overlay(loaded, module.value_(), (next or module.value_()).to_bytes(8, "little"))
+    opened = target.from_program(loaded)
+    assert opened.debug_info.modules_error is not None
+    assert opened.debug_info.modules_error.startswith("can't find remaining kernel modules: ")
+    assert not opened.debug_info.complete
+    assert opened.debug_info.modules_missing == ()
+    assert facts_of(opened)["modules_error"] == opened.debug_info.modules_error
+
+
+def test_kernel_that_has_another_name_than_the_dump_says(loaded: Program) -> None:
+    overlay(loaded, loaded["init_uts_ns"].name.release.address_, b"6.6\x1b[2J\0")
+    with pytest.raises(TargetError) as caught:
+        target.from_program(loaded)
+    message = str(caught.value)
+    assert message.startswith("nothing of the kernel ")
+    assert 'its name reads "6.6\\x1b[2J"' in message and message.isprintable()
 
 
 def test_real_dump_without_the_modules_debug_info(shipped: demo.DemoDump) -> None:

@@ -291,7 +291,7 @@ def _check_identity(prog: Program, page_map: PageMap) -> None:
     expected = prog["UTS_RELEASE"].string_()
     try:
         release = prog["init_uts_ns"].name.release.string_()
-        problem = f"its name reads {printable(release.decode('utf-8', 'replace'))!r}"
+        problem = f'its name reads "{printable(release.decode("utf-8", "replace"))}"'
     except (FaultError, LookupError) as error:
         release = None
         problem = printable(str(error))
