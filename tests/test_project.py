@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Dict, Iterator, List, Set, Tuple
 
 import pytest
@@ -221,6 +224,18 @@ def test_readme_example(
         assert output.out
 
 
+def test_readme_shows_a_real_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shortened where a line is three dots."""
+    if demo.DEFAULT_DUMP not in demo.shipped_dumps():
+        pytest.skip(f"fixtures/dumps has no {demo.DEFAULT_DUMP} yet")
+    match = re.search(r"<!-- demo-output.*?-->\n```\n(.*?)^```$", readme(), re.M | re.S)
+    assert match is not None
+    main(["triage", "--demo"])
+    output = iter(capsys.readouterr().out.splitlines())
+    for line in match[1].splitlines():
+        assert line.strip() == "..." or line in output
+
+
 def help_of(*arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", "vmcore_tools", *arguments, "--help"],
@@ -332,3 +347,54 @@ def test_example_of_an_analysis_runs(example: Analysis, capsys: pytest.CaptureFi
     # A warning is below --fail-on; nothing of a task_struct is missing.
     assert main(["run", "zombies", "--demo"]) == 0
     assert "zombies: ok" in capsys.readouterr().out
+
+
+# --- .ci ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def check_tests() -> ModuleType:
+    path = ROOT / ".ci" / "check_tests.py"
+    spec = importlib.util.spec_from_file_location("check_tests", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+JUNIT = """\
+<testsuites><testsuite>
+<testcase classname="tests.test_a" name="test_ok"/>
+<testcase classname="tests.test_a" name="test_skip[1]"><skipped message="no gcc"/></testcase>
+<testcase classname="tests.test_b" name="test_bad"><failure message="x">y</failure></testcase>
+</testsuite></testsuites>
+"""
+
+
+def test_ci_fails_on_a_skip_that_is_not_listed(check_tests: ModuleType) -> None:
+    assert check_tests.check(JUNIT, []) == [
+        "not allowed to be skipped: tests.test_a::test_skip[1]: no gcc",
+        "3 tests: 1 passed, 1 failed, 1 skipped",
+    ]
+
+
+def test_ci_lets_a_listed_skip_pass(check_tests: ModuleType) -> None:
+    patterns = check_tests.allowed_patterns("# why\n\ntests.test_a::test_skip*  there is no gcc\n")
+    assert patterns == ["tests.test_a::test_skip*"]
+    assert check_tests.check(JUNIT, patterns) == [
+        "allowed skip: tests.test_a::test_skip[1]: no gcc",
+        "3 tests: 1 passed, 1 failed, 1 skipped",
+    ]
+
+
+def test_ci_fails_on_a_run_without_tests(check_tests: ModuleType) -> None:
+    assert check_tests.check("<testsuites/>", []) == [
+        "0 tests: 0 passed, 0 failed, 0 skipped",
+        "not allowed: a run without tests",
+    ]
+
+
+def test_ci_script_is_valid_and_executable() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import socket
 import subprocess
 import sys
@@ -472,3 +473,43 @@ def test_dump_with_nothing_of_the_kernel(shipped: demo.DemoDump, tmp_path: Path)
     message = error_of(path, shipped.symbols)
     assert message.startswith("nothing of the kernel ")
     assert "the file ends before the data of" in message
+
+
+def test_flattened_dump_opens_as_it_is(
+    shipped: demo.DemoDump, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vmcore"
+    path.write_bytes(files.flattened(shipped.vmcore.read_bytes()))
+    facts = facts_of(target.open_core(path, shipped.symbols))
+    assert facts == {
+        **facts_of(target.open_core(shipped.vmcore, shipped.symbols)),
+        "flattened": True,
+    }
+    assert capfd.readouterr() == ("", "")
+
+
+def without_build_id(dump: demo.DemoDump) -> bytes:
+    """The dump's VMCOREINFO as kernels before 5.9 write it."""
+    note = target.set_core_dump(dump.vmcore)["VMCOREINFO"].string_()
+    return re.sub(rb"BUILD-ID=.*\n", b"", note)
+
+
+def test_kernel_that_records_no_build_id(shipped: demo.DemoDump, write: Write) -> None:
+    note = write("vmcoreinfo", without_build_id(shipped))
+    opened = target.open_core(shipped.vmcore, shipped.symbols, vmcoreinfo=note)
+    assert opened.facts == target.open_core(shipped.vmcore, shipped.symbols).facts
+
+
+def test_another_build_of_a_kernel_that_records_no_build_id(
+    shipped: demo.DemoDump, write: Write
+) -> None:
+    """drgn would take it: the release is the same."""
+    moved = re.sub(
+        rb"SYMBOL\(_stext\)=.*", b"SYMBOL(_stext)=ffffffff81234560", without_build_id(shipped)
+    )
+    message = error_of(shipped.vmcore, shipped.symbols, vmcoreinfo=write("vmcoreinfo", moved))
+    assert message.startswith(
+        "wrong debug info: _stext is at 0xffffffff81234560 in the dump and at "
+    )
+    build_id = facts_of(target.open_core(shipped.vmcore, shipped.symbols))["build_id"]
+    assert f"vmlinux.debug (build ID {build_id}; the dump's is not recorded)" in message

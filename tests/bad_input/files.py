@@ -195,3 +195,14 @@ def kdump(information: bytes, machine: bytes = b"x86_64") -> bytes:
             b"\0" * block,
         )
     )
+
+
+def flattened(data: bytes, record_size: int = 1 << 20) -> bytes:
+    """What ``makedumpfile -F`` would have written for a file with these contents."""
+    header = struct.pack(">16sqq", b"makedumpfile", 1, 1).ljust(4096, b"\0")
+    records = [
+        struct.pack(">qq", offset, len(data[offset : offset + record_size]))
+        + data[offset : offset + record_size]
+        for offset in range(0, len(data), record_size)
+    ]
+    return b"".join((header, *records, struct.pack(">qq", -1, -1)))
