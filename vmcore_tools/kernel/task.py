@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, StackFrame
+from drgn import FaultError, Object, Program, StackFrame, StackTrace
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_rq, task_cpu, task_on_cpu
@@ -131,18 +131,55 @@ def live_words(task: Object) -> npt.NDArray[np.uint64]:
     :return: uint64 array of words, registers last
     :raises drgn.FaultError: if the stack is not in the dump
     """
-    prog = task.prog_
+    low, high = live_range(task)
+    words = np.frombuffer(task.prog_.read(low, high - low), dtype=np.uint64)
+    registers = np.array(list(live_registers(task).values()), dtype=np.uint64)
+    return np.concatenate((words, registers))
+
+
+def live_range(task: Object) -> Tuple[int, int]:
+    """
+    The part ``[low, high)`` of a task's kernel stack that is in use.
+
+    Where the stack pointer is not known it is the whole stack.
+
+    :param task: ``struct task_struct *``
+    """
     low, high = stack_range(task)
-    registers: List[int] = []
-    if task_on_cpu(task):
-        pointer, registers = _running_state(task, low, high)
-    else:
+    if not task_on_cpu(task):
         pointer = _saved_stack_pointer(task)
-        if not low <= pointer < high:
-            pointer = low
-    pointer -= pointer % 8
-    words = np.frombuffer(prog.read(pointer, high - pointer), dtype=np.uint64)
-    return np.concatenate((words, np.array(registers, dtype=np.uint64)))
+    else:
+        trace = _trace(task)
+        if trace is None:
+            return low, high
+        if not trace[0].pc >> 63:
+            return high, high  # user mode: the kernel stack is empty
+        # In an interrupt the first frames are on the interrupt stack.
+        pointers = [_sp(trace[i]) for i in range(min(len(trace), _FRAMES_MAX))]
+        pointer = min((sp for sp in pointers if low <= sp < high), default=low)
+    return (pointer - pointer % 8 if low <= pointer < high else low), high
+
+
+def live_registers(task: Object) -> Dict[str, int]:
+    """
+    The registers of a task that is on a CPU, as the dump saved them.
+
+    :param task: ``struct task_struct *``
+    :return: empty for a task that is on no CPU: its registers are on its stack
+    """
+    trace = _trace(task) if task_on_cpu(task) else None
+    if trace is None:
+        return {}
+    registers = trace[0].registers()
+    return {name: value & 0xFFFFFFFFFFFFFFFF for name, value in registers.items()}
+
+
+def _trace(task: Object) -> Optional[StackTrace]:
+    try:
+        trace = task.prog_.stack_trace(task)
+    except (ValueError, LookupError, FaultError):
+        return None
+    return trace if len(trace) else None
 
 
 def _saved_stack_pointer(task: Object) -> int:
@@ -151,26 +188,6 @@ def _saved_stack_pointer(task: Object) -> int:
         return int(thread.sp.value_())  # x86
     except AttributeError:
         return int(thread.cpu_context.sp.value_())  # arm64
-
-
-def _running_state(task: Object, low: int, high: int) -> Tuple[int, List[int]]:
-    """Where the live stack of a running task begins, and its registers."""
-    try:
-        trace = task.prog_.stack_trace(task)
-    except (ValueError, LookupError, FaultError):
-        return low, []
-    if not len(trace):
-        return low, []
-    registers = [value & 0xFFFFFFFFFFFFFFFF for value in trace[0].registers().values()]
-    if not trace[0].pc >> 63:
-        return high, registers  # user mode: the kernel stack is empty
-    # In an interrupt the first frames are on the interrupt stack.
-    pointers = [
-        frame.sp
-        for frame in (trace[i] for i in range(min(len(trace), _FRAMES_MAX)))
-        if low <= _sp(frame) < high
-    ]
-    return min(pointers, default=low), registers
 
 
 def _sp(frame: StackFrame) -> int:

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Who points at what: every word of kernel memory against many objects at once.
+
+:func:`scan` is NumPy: pages in, hits out. :class:`Attribution` says what each
+hit is part of: a slab object, a task's stack, a variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Object, Program, sizeof
+from drgn.helpers.linux.mm import for_each_valid_page_range
+from drgn.helpers.linux.sched import task_on_cpu
+
+from vmcore_tools.dump.memory import Memory
+from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
+from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.task import (
+    for_each_bounded_task,
+    live_range,
+    live_registers,
+    stack_range,
+    task_comm,
+)
+from vmcore_tools.kernel.virtual_map import VirtualMap
+
+U64 = npt.NDArray[np.uint64]
+
+#: Page bytes that are held at a time.
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """
+    What is pointed at.
+
+    :ivar start: uint64 array of shape (n,), sorted: where each target begins
+    :ivar end: uint64 array of shape (n,): behind its last byte; they do not overlap
+    """
+
+    start: U64
+    end: U64
+
+    def hits(self, words: U64) -> Tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """
+        Positions of the words that point into a target, and which target.
+
+        :param words: uint64 array of shape (m,)
+        """
+        if not len(self.start):
+            nothing = np.zeros(0, dtype=np.int64)
+            return nothing, nothing
+        # Nearly all words fail this test, so the search sees few.
+        near = np.flatnonzero((words >= self.start[0]) & (words < self.end[-1]))
+        at = np.searchsorted(self.start, words[near], side="right") - 1
+        inside = words[near] < self.end[at]
+        return near[inside], at[inside]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """
+    Words that point into targets.
+
+    :ivar physical: uint64 array of shape (m,): physical address of each word
+    :ivar value: uint64 array of shape (m,): the word
+    :ivar target: int64 array of shape (m,): which target
+    """
+
+    physical: U64
+    value: U64
+    target: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanCoverage:
+    """
+    What a scan read.
+
+    :ivar pages_read: pages of kernel memory whose every word was tested
+    :ivar pages_unread: pages that are promised by the dump but damaged
+    :ivar pages_skipped: present pages that hold no kernel data
+    :ivar pages_absent: pages that are not in the dump and could hold a
+        pointer, by what they are used for
+    """
+
+    pages_read: int
+    pages_unread: int
+    pages_skipped: int
+    pages_absent: Dict[PageClass, int]
+
+
+def scan(
+    memory: Memory,
+    pages: PageIndex,
+    targets: Targets,
+    progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
+) -> Tuple[Hits, ScanCoverage]:
+    """
+    Test every aligned word of every kernel page in the dump.
+
+    :param progress: shows how far it is
+    """
+    found: List[Tuple[U64, U64, npt.NDArray[np.int64]]] = []
+    pages_read = pages_unread = pages_skipped = 0
+    chunks = list(_chunks(memory))
+    for pfns in progress(chunks, "scanning for references", len(chunks)):
+        kernel = ~np.isin(pages.kind_of(pfns), NOT_KERNEL)
+        pages_skipped += int((~kernel).sum())
+        pfns = pfns[kernel]
+        data, read = memory.read_pages(pfns)
+        pages_read += int(read.sum())
+        pages_unread += int((~read).sum())
+        words = data.reshape(-1).view(np.uint64)
+        position, target = targets.hits(words)
+        words_per_page = data.shape[1] // 8
+        page, word = np.divmod(position, words_per_page)
+        physical = pfns[page] * np.uint64(data.shape[1]) + word.astype(np.uint64) * np.uint64(8)
+        found.append((physical, words[position], target))
+    nothing = np.zeros(0, dtype=np.uint64)
+    hits = Hits(
+        np.concatenate([nothing, *(physical for physical, _, _ in found)]),
+        np.concatenate([nothing, *(value for _, value, _ in found)]),
+        np.concatenate([nothing.astype(np.int64), *(target for _, _, target in found)]),
+    )
+    absent = _absent_kernel_pages(memory, pages)
+    return hits, ScanCoverage(pages_read, pages_unread, pages_skipped, absent)
+
+
+def _chunks(memory: Memory) -> Iterator[npt.NDArray[np.uint64]]:
+    """The present page frames, sorted, in arrays of bounded size."""
+    pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
+    pending: List[npt.NDArray[np.uint64]] = []
+    count = 0
+    for start, end in memory.page_map.runs.tolist():
+        for first in range(start, end, pages_max):
+            run = np.arange(first, min(end, first + pages_max), dtype=np.uint64)
+            if count + len(run) > pages_max:
+                yield np.concatenate(pending)
+                pending, count = [], 0
+            pending.append(run)
+            count += len(run)
+    if pending:
+        yield np.concatenate(pending)
+
+
+def _absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int]:
+    """How many pages that could hold a pointer are not in the dump."""
+    absent: Dict[PageClass, int] = {}
+    for (start, end), position in zip(pages.ranges.tolist(), pages.position.tolist()):
+        pfns = np.arange(start, end, dtype=np.uint64)
+        missing = ~memory.page_map.present(pfns)
+        kinds, counts = np.unique(
+            pages.kind[position : position + end - start][missing], return_counts=True
+        )
+        for kind, count in zip(kinds.tolist(), counts.tolist()):
+            if kind not in NOT_KERNEL:
+                absent[PageClass(kind)] = absent.get(PageClass(kind), 0) + count
+    return absent
+
+
+class Place(enum.Enum):
+    """What kind of memory a reference is in."""
+
+    SLAB_OBJECT = "slab object"
+    TASK_STACK = "task stack"
+    REGISTER = "register"
+    PER_CPU = "per-CPU variable"
+    IMAGE = "kernel data"
+    MODULE = "module data"
+    VMALLOC = "vmalloc area"
+    PAGE_TABLE = "page table"
+    PAGES = "page allocation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """
+    A word that points into a target.
+
+    :ivar target: which target
+    :ivar value: the word
+    :ivar address: where the kernel has the word; 0 for a register
+    :ivar place: the kind of memory
+    :ivar holder: what it is part of: a cache, a symbol, a task's comm
+    :ivar container: address of the object, stack or area around it
+    :ivar offset: from *container* or the symbol
+    :ivar non_reference: why it is known to be no reference; None if it may be one
+    """
+
+    target: int
+    value: int
+    address: int
+    place: Place
+    holder: str
+    container: int
+    offset: int
+    non_reference: Optional[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """
+    What attributing hits needs to know of a kernel.
+
+    :ivar stacks: address of a kernel stack to its ``struct task_struct *``
+    :ivar page_structs: address ranges of the page structures themselves
+    :ivar kmemleak: position of kmemleak's cache in the index, None without it
+    """
+
+    index: SlabIndex
+    pages: PageIndex
+    virtual: VirtualMap
+    stacks: Dict[int, Object]
+    page_structs: Tuple[Tuple[int, int], ...]
+    kmemleak: Optional[int]
+
+    @staticmethod
+    def of(prog: Program, index: SlabIndex, pages: PageIndex, virtual: VirtualMap) -> Attribution:
+        """
+        :raises drgn.FaultError: if the list of tasks cannot be read
+        """
+        size = sizeof(prog.type("struct page"))
+        try:
+            kmemleak = index.cache_number(prog["object_cache"].read_())
+        except KeyError:
+            kmemleak = None
+        return Attribution(
+            index,
+            pages,
+            virtual,
+            {stack_range(task)[0]: task for task in for_each_bounded_task(prog)},
+            tuple(
+                (mem_map.value_() + start * size, mem_map.value_() + end * size)
+                for start, end, mem_map in for_each_valid_page_range(prog)
+            ),
+            kmemleak,
+        )
+
+    def references(self, targets: Targets, hits: Hits) -> List[Reference]:
+        """Say what each hit is part of, in the order of the hits."""
+        addresses = hits.physical + np.uint64(direct_map_offset(self.index.prog))
+        page_size = self.index.memory.page_map.page_size_bytes
+        kinds = self.pages.kind_of(hits.physical // np.uint64(page_size))
+        rows = self.index.find(addresses)
+        allocated = self.index.allocated(addresses)
+        result = []
+        for i in range(len(addresses)):
+            word = _Word(int(hits.target[i]), int(hits.value[i]), int(addresses[i]))
+            if rows[i] >= 0:
+                result.append(self._in_slab(targets, word, int(rows[i]), bool(allocated[i])))
+                continue
+            address = self.virtual.address_of(int(hits.physical[i]))
+            kind = PageClass(int(kinds[i]))
+            result.append(
+                self._in_direct_map(word, kind) if address is None else self._mapped(word, address)
+            )
+        return result
+
+    def _in_slab(self, targets: Targets, word: _Word, row: int, allocated: bool) -> Reference:
+        number = int(self.index.cache[row])
+        cache = self.index.caches[number]
+        first = int(self.index.address[row]) + cache.red_left_pad_bytes
+        container = first + (word.address - first) // cache.size_bytes * cache.size_bytes
+        offset = word.address - container
+        reason = None
+        if not allocated:
+            reason = "the slab object is free"
+        elif targets.start[word.target] <= word.address < targets.end[word.target]:
+            reason = "the object points to itself"
+        elif offset >= cache.object_size_bytes:
+            reason = "it is the allocator's own data behind the object"
+        elif number == self.kmemleak:
+            reason = "kmemleak knows every object"
+        return word.reference(Place.SLAB_OBJECT, cache.name, container, offset, reason)
+
+    def _in_direct_map(self, word: _Word, kind: PageClass) -> Reference:
+        variable = self.virtual.per_cpu_at(word.address)
+        if variable is not None:
+            name = variable.name or "dynamic per-CPU memory"
+            return word.reference(
+                Place.PER_CPU, f"{name}, CPU {variable.cpu}", word.address - variable.offset,
+                variable.offset, None,
+            )  # fmt: skip
+        page_size = self.index.memory.page_map.page_size_bytes
+        container = word.address // page_size * page_size
+        reason = "no one holds the page" if kind == PageClass.IDLE else None
+        if kind == PageClass.PAGE_TABLE:
+            reason = "it is a page table's entry"
+        place = Place.PAGE_TABLE if kind == PageClass.PAGE_TABLE else Place.PAGES
+        return word.reference(place, kind.name.lower(), container, word.address - container, reason)
+
+    def _mapped(self, word: _Word, address: int) -> Reference:
+        """The word is in the kernel image or in a vmalloc area."""
+        word = dataclasses.replace(word, address=address)
+        prog = self.index.prog
+        for start, end in self.page_structs:
+            if start <= address < end:
+                return word.reference(
+                    Place.PAGES, "page structures", start, address - start,
+                    "it is the page allocator's own data",
+                )  # fmt: skip
+        area = self.virtual.area_at(address)
+        if area is not None and area.start in self.stacks:
+            return self._on_stack(word, area.start)
+        try:
+            symbol = prog.symbol(address)
+        except LookupError:
+            symbol = None
+        try:
+            in_image = prog.module(address) == prog.main_module()
+        except LookupError:
+            in_image = area is None
+        if symbol is not None:
+            place = Place.IMAGE if in_image else Place.MODULE
+            return word.reference(
+                place, symbol.name, symbol.address, address - symbol.address, None
+            )
+        if area is not None:
+            return word.reference(
+                Place.VMALLOC, _caller(prog, area.caller), area.start, address - area.start, None
+            )
+        return word.reference(Place.IMAGE, "kernel image", 0, address, None)
+
+    def _on_stack(self, word: _Word, low: int) -> Reference:
+        task = self.stacks[low]
+        stale = word.address < live_range(task)[0]
+        return word.reference(
+            Place.TASK_STACK,
+            f"{task_comm(task)} ({task.pid.value_()})",
+            low,
+            word.address - low,
+            "it is below the stack pointer" if stale else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Word:
+    target: int
+    value: int
+    address: int
+
+    def reference(
+        self, place: Place, holder: str, container: int, offset: int, reason: Optional[str]
+    ) -> Reference:
+        return Reference(
+            self.target, self.value, self.address, place, holder, container, offset, reason
+        )
+
+
+def _caller(prog: Program, address: int) -> str:
+    try:
+        return f"allocated by {prog.symbol(address).name}"
+    except LookupError:
+        return "vmalloc area"
+
+
+def register_references(prog: Program, targets: Targets) -> Iterator[Reference]:
+    """
+    The references in registers of CPUs, as the dump saved them.
+
+    :raises drgn.FaultError: if a task cannot be read
+    """
+    for task in for_each_bounded_task(prog):
+        if not task_on_cpu(task):
+            continue
+        registers = live_registers(task)
+        names = list(registers)
+        values = np.array([registers[name] for name in names], dtype=np.uint64)
+        position, target = targets.hits(values)
+        for at, which in zip(position.tolist(), target.tolist()):
+            yield Reference(
+                target=which,
+                value=int(values[at]),
+                address=0,
+                place=Place.REGISTER,
+                holder=f"{names[at]} of {task_comm(task)} ({task.pid.value_()})",
+                container=task.value_(),
+                offset=0,
+                non_reference=None,
+            )
