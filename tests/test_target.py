@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, Sequence
 from unittest import mock
 
+import numpy as np
 import pytest
 from drgn import Program
 
@@ -403,6 +404,23 @@ def loaded(shipped: demo.DemoDump) -> Program:
     prog.set_core_dump(shipped.vmcore)
     prog.load_debug_info(shipped.symbols)
     return prog
+
+
+def test_ram_of_a_running_guest(loaded: Program) -> None:
+    """The same kernel's list of RAM has every page that its dump has, and more."""
+    ram = target._page_map_of_live(loaded)
+    dumped = target.read_page_map(str(loaded.core_dump_path))
+    assert ram.format == "QEMU guest"
+    assert ram.page_size_bytes == dumped.page_size_bytes
+    assert ram.present_pages > dumped.present_pages
+    assert ram.present(dumped.runs[:, 0]).all()
+    assert ram.present(dumped.runs[:, 1] - np.uint64(1)).all()
+
+
+def test_ram_of_a_running_guest_that_cannot_be_read(loaded: Program) -> None:
+    overlay(loaded, loaded["iomem_resource"].child.address_, b"\x08" + b"\0" * 7)
+    with pytest.raises(TargetError, match=r"System RAM cannot be read: .+; m"):
+        target._page_map_of_live(loaded)
 
 
 @pytest.mark.parametrize("next", [0xFFFF_8000_0000_0000, 8, None], ids=["unmapped", "user", "loop"])
