@@ -9,6 +9,7 @@ from drgn import FaultError, Object, Program, StackFrame, StackTrace
 
 from vmcore_tools.model import Frame, Stack
 
+_CACHE_KEY = "vmcore_tools.frames.source_root"
 _FRAMES_MAX = 200
 
 
@@ -57,10 +58,14 @@ def _frame(prog: Program, frame: StackFrame) -> Frame:
             name = name or symbol.name
         except LookupError:
             pass
+    file: Optional[str] = None
+    line: Optional[int] = None
     try:
-        file, line, _ = frame.source()
+        path, line, _ = frame.source()
+        root = _source_root(prog)
+        file = path[len(root) :] if path.startswith(root) else path
     except LookupError:
-        file, line = None, None
+        pass
     return Frame(
         function=name,
         module=_module_name(prog, frame),
@@ -70,6 +75,19 @@ def _frame(prog: Program, frame: StackFrame) -> Frame:
         line=line,
         inline=frame.is_inline,
     )
+
+
+def _source_root(prog: Program) -> str:
+    """Where the kernel was built, as its debug info names files; it ends in a slash."""
+    if _CACHE_KEY not in prog.cache:
+        known = "init/main.c"  # start_kernel() has been there since Linux 1.0
+        try:
+            path = list(prog.source_location("start_kernel"))[-1].filename
+        except LookupError:
+            path = known
+        prog.cache[_CACHE_KEY] = path[: -len(known)] if path.endswith("/" + known) else ""
+    root: str = prog.cache[_CACHE_KEY]
+    return root
 
 
 def _module_name(prog: Program, frame: StackFrame) -> Optional[str]:
