@@ -102,6 +102,8 @@ class PageTypes:
     How this kernel marks pages.
 
     :ivar fields: dtype of the members of ``struct page`` that are looked at
+    :ivar compound_mask: a tail page has a mask for its own address, not the
+        address of its head page
     :ivar slab_flag: PG_slab's bit in ``flags``; None where it is a page type
     :ivar slab_type: value of ``page_type`` of a slab; None where it is a flag
     :ivar buddy_type: likewise of a free page
@@ -113,6 +115,7 @@ class PageTypes:
     """
 
     fields: np.dtype[Any]
+    compound_mask: bool
     slab_flag: Optional[int]
     slab_type: Optional[int]
     buddy_type: Optional[int]
@@ -164,18 +167,24 @@ def page_types(prog: Program) -> PageTypes:
         table_type: Optional[int] = prog.constant("PGTY_table").value_()
     except LookupError:
         table_type = None
+    page_type = prog.type("struct page")
     return PageTypes(
         fields=field_dtype(
-            prog.type("struct page"),
+            page_type,
             {
                 "flags": "flags",
                 "mapping": "mapping",
                 "private": "private",
                 "page_type": "page_type",
                 "refcount": "_refcount.counter",
-                "compound_head": "compound_head",
+                # "mm: rename the 'compound_head' field in the 'struct page' to
+                # 'compound_info'" of v7.1.
+                "compound_head": (
+                    "compound_info" if page_type.has_member("compound_info") else "compound_head"
+                ),
             },
         ),
+        compound_mask=_compound_head_is_mask(prog),
         slab_flag=None if slab_type is not None else 1 << prog.constant("PG_slab").value_(),
         slab_type=slab_type,
         buddy_type=mapcount_value("BUDDY"),
@@ -184,6 +193,12 @@ def page_types(prog: Program) -> PageTypes:
         table_type=table_type,
         reserved_flag=1 << prog.constant("PG_reserved").value_(),
     )
+
+
+def _compound_head_is_mask(prog: Program) -> bool:
+    """Mirrors ``compound_info_has_mask()`` of v7.1."""
+    size = sizeof(prog.type("struct page"))
+    return bool(size & (size - 1) == 0 and prog.type("struct zone").has_member("vmemmap_tails"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +278,8 @@ def _make_index(prog: Program, memory: Memory) -> PageIndex:
         head = pages["compound_head"]
         tail = np.flatnonzero(_some(head, 1) & structs.read)
         here = np.uint64(structs.address) + tail.astype(np.uint64) * np.uint64(struct_size)
-        distance = (here - (head[tail] - np.uint64(1))).astype(np.int64) // struct_size
+        of_head = here & head[tail] if types.compound_mask else head[tail] - np.uint64(1)
+        distance = (here - of_head).astype(np.int64) // struct_size
         tails.append(np.stack((base + tail, base + tail - distance)))
 
         free = np.flatnonzero(kind == PageClass.FREE)

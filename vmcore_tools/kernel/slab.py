@@ -19,6 +19,8 @@ from drgn import FaultError, Object, Program, offsetof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
+from drgn.helpers.linux.nodemask import nr_node_ids
+from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.layout import bit_field, field_dtype
@@ -34,6 +36,8 @@ _CACHE_KEY = "vmcore_tools.kernel.slab.index"
 _CACHES_MAX = 100_000
 #: Slab bytes that are held at a time.
 _BATCH_BYTES = 16 << 20
+#: More objects than a sheaf can have.
+_SHEAF_OBJECTS_MAX = 65536
 _OO_SHIFT = 16  # mm/slub.c
 _OO_MASK = (1 << _OO_SHIFT) - 1
 
@@ -130,6 +134,7 @@ class SlabIndex:
         self._read_slabs()
         self._hardened_votes = HardenedVotes()
         self._cpu_freelists = self._read_cpu_freelists()
+        self._sheaf_objects = self._read_sheaves()
 
     def cache_number(self, cache: Object) -> Optional[int]:
         """
@@ -250,6 +255,29 @@ class SlabIndex:
                 lists.setdefault(row, []).append(head)
         return lists
 
+    def _read_sheaves(self) -> Dict[int, U64]:
+        """
+        Free objects in sheaves: position of their cache to sorted addresses.
+
+        "slab: add opt-in caching layer of percpu sheaves" of v6.18 keeps free
+        objects there that no freelist has; since v7.0 every cache does.
+        """
+        found: Dict[int, U64] = {}
+        if not self.caches or not hasattr(self.caches[0].cache, "cpu_sheaves"):
+            return found
+        for number, cache in enumerate(self.caches):
+            parts = [np.zeros(0, dtype=np.uint64)]
+            try:
+                for sheaf in _for_each_sheaf(cache.cache):
+                    count = min(sheaf.size.value_(), _SHEAF_OBJECTS_MAX)
+                    raw = self.prog.read(sheaf.objects.address_, 8 * count)
+                    parts.append(np.frombuffer(raw, dtype=np.uint64))
+            except (FaultError, ValidationError) as error:
+                reason = f"its sheaves cannot be read: {error}"
+                self.problems.append(SlabProblem(cache.cache.value_(), cache.name, reason, False))
+            found[number] = np.sort(np.concatenate(parts))
+        return found
+
     # Queries.
 
     def find(self, addresses: U64) -> Ints:
@@ -344,6 +372,9 @@ class SlabIndex:
             cache.size_bytes, cache.red_left_pad_bytes, cache.freelist_offset, cache.random, count
         )
         free, corrupt = follow_freelists(layout, data, first, heads, self._hardened_votes)
+        in_sheaves = self._sheaf_objects.get(int(self.cache[rows[0]]))
+        if in_sheaves is not None:
+            free |= np.isin(objects, in_sheaves)
         for i, reason in corrupt.items():
             intact[i] = False
             self._problem(int(rows[i]), reason, True)
@@ -387,6 +418,8 @@ def _slab_fields(prog: Program, structs: npt.NDArray[np.uint8]) -> npt.NDArray[A
         at = offsetof(slab_type, name)
         rows[name] = structs[:, at : at + 8].copy().view(np.uint64)[:, 0]
     for name in ("objects", "inuse", "frozen"):
+        if not slab_type.has_member(name):
+            continue  # kernels without CPU slabs have no frozen ones
         field = bit_field(slab_type, name)
         at = field.byte_offset
         rows[name] = field.extract(structs[:, at : at + 4].copy().view(np.uint32)[:, 0])
@@ -413,6 +446,37 @@ def _slab_cache(cache: Object) -> SlabCache:
         random=random,
         orders=orders,
     )
+
+
+def _for_each_sheaf(cache: Object) -> Iterator[Object]:
+    """
+    Iterate over the sheaves with free objects of a cache.
+
+    Those of ``rcu_free`` wait for a grace period: they are freed all the same.
+
+    :param cache: ``struct kmem_cache *``
+    :return: Iterator of ``struct slab_sheaf *``
+    """
+    prog = cache.prog_
+    per_cpu = cache.cpu_sheaves.read_()
+    if per_cpu:
+        for cpu in for_each_possible_cpu(prog):
+            sheaves = per_cpu_ptr(per_cpu, cpu)
+            for member in ("main", "spare", "rcu_free"):
+                sheaf = sheaves.member_(member).read_()
+                if sheaf:
+                    yield sheaf
+    # "slab: decouple pointer to barn from kmem_cache_node" of v7.1.
+    nodes = cache.per_node if hasattr(cache, "per_node") else cache.node
+    for node in nodes[: nr_node_ids(prog)]:
+        holder = node if hasattr(cache, "per_node") else node.read_()
+        if not hasattr(cache, "per_node") and not holder:
+            continue
+        barn = holder.barn.read_()
+        if barn:
+            yield from validate_list_for_each_entry(
+                "struct slab_sheaf", barn.sheaves_full.address_of_(), "barn_list"
+            )
 
 
 def slab_index(prog: Program, memory: Memory) -> SlabIndex:
