@@ -179,6 +179,14 @@ def test_a_dump_cut_off_anywhere_is_one_sentence(
         error_of(write("vmcore", whole[:size]))
 
 
+@pytest.mark.parametrize("field", [32, 64 + 8, 64 + 32, 64 + 56 + 8, 64 + 56 + 32])
+@pytest.mark.parametrize("value", [1 << 63, (1 << 64) - 1, 1 << 40])
+def test_elf_headers_with_impossible_offsets(write: Write, field: int, value: int) -> None:
+    data = bytearray(files.elf_vmcore(files.vmcoreinfo()))
+    data[field : field + 8] = value.to_bytes(8, "little")
+    error_of(write("vmcore", bytes(data)))
+
+
 # --- debug info ------------------------------------------------------------
 
 

@@ -174,10 +174,13 @@ def read_page_map(path: PathLike) -> PageMap:
     try:
         return page_map_of_file(path)
     except (DumpError, OSError) as error:
-        raise TargetError(
-            f"{printable(str(path))} cannot be used: {printable(str(error))}; copy the dump"
-            " again and compare the sizes, or make a new one"
-        ) from error
+        reason = str(error)
+    except ValueError as error:  # offsets that no file has
+        reason = f"its headers are damaged: {error}"
+    raise TargetError(
+        f"{printable(str(path))} cannot be used: {printable(reason)}; copy the dump again and"
+        " compare the sizes, or make a new one"
+    )
 
 
 def set_core_dump(path: PathLike, note: Optional[bytes] = None) -> Program:
