@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sample_report import STACK, Fence, fence, full_report, hung, leak, report, result
-from vmcore_tools.model import Absent, Evidence, Gap, Kind, Ref, Stack, Status, Table, column
+from vmcore_tools.model import Absent, Evidence, Gap, Kind, Maybe, Ref, Stack, Status, Table, column
 from vmcore_tools.report import render
 from vmcore_tools.report.table import facts_text
 
@@ -65,6 +66,23 @@ Analyses (vmcore-tools 0.1.0):
   gem: not applicable (no struct drm_device)
   broken: FAILED (KeyError: 'Xorg')
 """  # noqa: E501 (a table's line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide:
+    a: int = column(Kind.COUNT)
+    b: int = column(Kind.COUNT)
+    c: int = column(Kind.COUNT)
+    d: int = column(Kind.COUNT)
+    e_size_bytes: int = column(Kind.BYTES)
+    f: int = column(Kind.COUNT)
+    g: Maybe[int] = column(Kind.COUNT)
+    h: Maybe[str] = column(Kind.UNTRUSTED)
+    i: int = column(Kind.COUNT)
+
+
+def wide(a: int, h: Maybe[str] = "8") -> Wide:
+    return Wide(a, 2, 3, 4, 5, 6, Absent("not read"), h, 9)
 
 
 def test_full_report() -> None:
@@ -152,6 +170,48 @@ def test_headings_are_not_wider_than_their_columns() -> None:
         "-------------  ------\n"
         "            3  a name\n"
     ) in render(made, "table")
+
+
+def test_a_wide_table_names_once_what_all_rows_have() -> None:
+    made = report(result(tables=(Table(Wide, (wide(1), wide(2, h=Absent("gone"))), 2),)))
+    assert (
+        "dma-fences: Wide, 2 rows:\n"
+        "  the same in all rows: b 2, c 3, d 4, e size 5 B, f 6, g ? (not read), i 9\n"
+        "  a  h\n"
+        "---  --------\n"
+        "  1  8\n"
+        "  2  ? (gone)\n"
+    ) in render(made, "table")
+
+
+def test_the_first_column_stays_and_rows_not_shown_may_differ() -> None:
+    made = report(result(tables=(Table(Wide, (wide(1), wide(1)), 3),)))
+    text = render(made, "table")
+    assert "  the same in all rows shown: b 2, " in text
+    assert "\n  a\n---\n  1\n  1\n" in text
+
+
+def test_one_row_or_few_columns_are_shown_whole() -> None:
+    one = report(result(tables=(Table(Wide, (wide(1),), 1),)))
+    few = report(result(tables=(Table(Fence, (fence(), fence()), 2),)))
+    for made in (one, few):
+        assert "the same in all rows" not in render(made, "table")
+
+
+def test_json_and_markdown_of_a_wide_table() -> None:
+    made = report(result(tables=(Table(Wide, (wide(1), wide(2)), 2),)))
+    rows = json.loads(render(made, "json"))["tables"]["dma-fences"]["Wide"]["rows"]
+    assert [len(row) for row in rows] == [9, 9]
+    assert (
+        "### dma-fences: Wide, 2 rows\n"
+        "\n"
+        "The same in all rows: b 2, c 3, d 4, e size 5 B, f 6, g ? (`not read`), h `8`, i 9\n"
+        "\n"
+        "| a |\n"
+        "| ---: |\n"
+        "| 1 |\n"
+        "| 2 |\n"
+    ) in render(made, "markdown")
 
 
 def test_the_findings_counted() -> None:

@@ -20,7 +20,6 @@ from vmcore_tools.model import (
     Ref,
     Report,
     Table,
-    columns,
 )
 from vmcore_tools.report.format import (
     NUMERIC_KINDS,
@@ -36,6 +35,8 @@ from vmcore_tools.report.summary import (
     analysis_line,
     gaps,
     row_stacks,
+    same_title,
+    shown_columns,
     table_title,
     verdict,
 )
@@ -188,11 +189,15 @@ class _Renderer:
 
 
 def _table_lines(table: Table) -> List[str]:
-    kinds = columns(table.row_type)
+    kinds, same = shown_columns(table)
     rule = ["---:" if kind in NUMERIC_KINDS else "---" for _, kind in kinds]
     rows = [
         [plain(label(name, kind)) for name, kind in kinds],
         rule,
         *([value(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows),
     ]
-    return [f"| {' | '.join(cells)} |" for cells in rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    if same:
+        facts = ", ".join(f"{plain(label(name, kind))} {value(kind, v)}" for name, kind, v in same)
+        lines = [f"{same_title(table).capitalize()}: {facts}", "", *lines]
+    return lines

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Iterator, List, Tuple
+from typing import Any, Iterator, List, Tuple
 
 from vmcore_tools.model import (
     AnalysisResult,
@@ -18,6 +18,9 @@ from vmcore_tools.model import (
 from vmcore_tools.report.format import escape, gap_text
 
 NOTHING_FOUND = "No findings. Everything relevant was read."
+
+#: Tables with more columns than this leave out those that tell no row from another.
+_COLUMNS_MAX = 8
 
 _STATUS_TEXT = {
     Status.OK: "ok",
@@ -104,6 +107,36 @@ def table_title(analysis: AnalysisResult, table: Table) -> str:
     if len(table.rows) < table.total:
         return f"{title}, showing {len(table.rows):,} of {table.total:,}"
     return f"{title}, {_plural(table.total, 'row')}"
+
+
+def shown_columns(
+    table: Table,
+) -> Tuple[List[Tuple[str, Kind]], List[Tuple[str, Kind, Any]]]:
+    """
+    The columns of a table to show, and those of a wide table that are named
+    once instead: name, kind and the value that all shown rows have.
+
+    The first column says what a row is, and always stays.
+    """
+    kinds = columns(table.row_type)
+    if len(kinds) <= _COLUMNS_MAX or len(table.rows) < 2:
+        return list(kinds), []
+    first, *others = table.rows
+    shown = [kinds[0]]
+    same = []
+    for name, kind in kinds[1:]:
+        value = getattr(first, name)
+        if all(getattr(row, name) == value for row in others):
+            same.append((name, kind, value))
+        else:
+            shown.append((name, kind))
+    return shown, same
+
+
+def same_title(table: Table) -> str:
+    """What introduces the columns that are named once."""
+    shown = " shown" if len(table.rows) < table.total else ""
+    return f"the same in all rows{shown}"
 
 
 def row_stacks(report: Report) -> List[str]:

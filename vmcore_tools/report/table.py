@@ -15,7 +15,6 @@ from vmcore_tools.model import (
     Report,
     Stack,
     Table,
-    columns,
 )
 from vmcore_tools.report.format import (
     NUMERIC_KINDS,
@@ -31,6 +30,8 @@ from vmcore_tools.report.summary import (
     analysis_line,
     gaps,
     row_stacks,
+    same_title,
+    shown_columns,
     table_title,
     verdict,
 )
@@ -139,7 +140,7 @@ class _Renderer:
         title = table_title(analysis, table)
         if not table.rows:
             return f"{title}\n"
-        kinds = columns(table.row_type)
+        kinds, same = shown_columns(table)
         rows = [
             [value_text(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows
         ]
@@ -154,6 +155,11 @@ class _Renderer:
         )
         # The padding of the last column is of no use to anybody.
         lines = [line.rstrip() for line in text.split("\n")]
+        if same:
+            facts = ", ".join(
+                f"{label(name, kind)} {value_text(kind, value)}" for name, kind, value in same
+            )
+            lines = [*self._wrap(f"{same_title(table)}: {facts}", _INDENT, _INDENT), *lines]
         return "\n".join([f"{title}:", *lines]) + "\n"
 
     def _row_stacks(self) -> Iterator[str]:
