@@ -28,6 +28,7 @@ def kdump(
     status: int = 0,
     dump_level: int = 31,
     max_mapnr: int = 64,
+    part: Optional[Tuple[int, int]] = None,
     page_data: bytes = b"x" * 16,
 ) -> bytes:
     """A kdump-compressed file of version 6 with the given pages."""
@@ -38,7 +39,10 @@ def kdump(
         "<8si390s6xqqIiiII",
         *(b"KDUMP   ", 6, bytes(390), 0, 0, status, PAGE, 1, 2, max_mapnr),
     )
-    sub_header = struct.pack("<QiiQQQQQQQQQQQ", 0, dump_level, 0, *([0] * 10), max_mapnr)
+    sub_header = struct.pack(
+        "<QiiQQQQQQQQQQQ",
+        *(0, dump_level, int(part is not None), *([0] * 8), *(part or (0, 0)), max_mapnr),
+    )
     descriptors_at = 4 * PAGE
     data_at = descriptors_at + 24 * len(pfns)
     descriptors = b"".join(
@@ -107,6 +111,14 @@ def test_kdump_has_the_pages_of_its_second_bitmap(tmp_path: Path) -> None:
 
 def test_bits_behind_max_mapnr_do_not_count(tmp_path: Path) -> None:
     assert runs_of(read(tmp_path, kdump([1, 40], max_mapnr=16))) == [[1, 2]]
+
+
+def test_a_file_of_a_split_set_has_the_pages_of_its_part(tmp_path: Path) -> None:
+    # The bitmap is that of the whole set; here only part of it has data.
+    whole = kdump([1, 2, 20, 21], part=(16, 64))
+    page_map = read(tmp_path, whole)
+    assert runs_of(page_map) == [[20, 22]]
+    assert "--reassemble" in (page_map.truncated or "")
 
 
 def test_kdump_marked_incomplete_says_so(tmp_path: Path) -> None:

@@ -143,8 +143,9 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
     if len(sub_head) < _KDUMP_SUB_HEADER.size:
         raise DumpError("its kdump header is cut off")
     sub = _KDUMP_SUB_HEADER.unpack(sub_head)
+    _, dump_level, split, start_pfn, end_pfn = sub[:5]
     if version >= _VERSION_MAX_MAPNR_64:
-        max_mapnr = sub[13]
+        start_pfn, end_pfn, max_mapnr = sub[11:14]
 
     bitmap_offset = (1 + sub_header_blocks) * block_size
     half = bitmap_blocks * block_size // 2
@@ -155,13 +156,22 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         "kdump-compressed",
         block_size,
         runs,
-        dump_level=sub[1],
+        dump_level=dump_level,
         truncated=(
             "makedumpfile marked the dump as incomplete"
             if status & _DUMP_DH_COMPRESSED_INCOMPLETE
             else None
         ),
     )
+    if split:
+        # Each file of a set has the bitmap of all, and the data of its part.
+        page_map = dataclasses.replace(
+            page_map,
+            runs=merge_runs(
+                (max(start, start_pfn), min(end, end_pfn)) for start, end in runs.tolist()
+            ),
+            truncated="it is one file of a split set; join them with makedumpfile --reassemble",
+        )
     return _without_cut_off_pages(file, size_bytes, page_map, bitmap_offset + 2 * half)
 
 
