@@ -11,6 +11,7 @@ corrupt slab is counted and named, and the rest goes on.
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -69,6 +70,16 @@ class SlabCache:
     orders: Dict[int, int]
 
 
+class SlabFault(enum.Enum):
+    """What kind of thing is wrong with a slab."""
+
+    UNREAD = "unread"  #: it is not in the dump
+    CACHE_LIST = "cache list"  #: the list of slab caches breaks off
+    CACHE_POINTER = "cache pointer"  #: a slab's cache is no slab cache
+    FREELIST = "freelist"  #: a freelist of a slab or a CPU is damaged
+    OBJECTS = "objects"  #: the number of objects cannot be
+
+
 @dataclasses.dataclass(frozen=True)
 class SlabProblem:
     """
@@ -77,13 +88,13 @@ class SlabProblem:
     :ivar address: of the slab's memory, or of the structure that is damaged
     :ivar cache: the cache's name, "" if unknown
     :ivar reason: what is wrong
-    :ivar corrupt: it is damaged; otherwise it is not in the dump
+    :ivar fault: the kind of it
     """
 
     address: int
     cache: str
     reason: str
-    corrupt: bool
+    fault: SlabFault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +193,9 @@ class SlabIndex:
             head = self.prog["slab_caches"].address_
             assert head is not None
             self.problems.append(
-                SlabProblem(head, "", f"the list of slab caches breaks off: {error}", True)
+                SlabProblem(
+                    head, "", f"the list of slab caches breaks off: {error}", SlabFault.CACHE_LIST
+                )
             )
         return tuple(caches)
 
@@ -209,7 +222,7 @@ class SlabIndex:
                     int(slab["pfn"]) * page_size + offset,
                     "",
                     f"its cache pointer 0x{int(slab['slab_cache']):x} is no slab cache",
-                    True,
+                    SlabFault.CACHE_POINTER,
                 )
             )
         slabs = slabs[known]
@@ -238,7 +251,9 @@ class SlabIndex:
                     raw = self.prog.read(address, dtype.itemsize)
                 except FaultError:
                     self.problems.append(
-                        SlabProblem(address, cache.name, "a CPU's slab cannot be read", False)
+                        SlabProblem(
+                            address, cache.name, "a CPU's slab cannot be read", SlabFault.UNREAD
+                        )
                     )
                     continue
                 head = int(np.frombuffer(raw, dtype=dtype)["freelist"][0])
@@ -248,7 +263,10 @@ class SlabIndex:
                 if row < 0 or self.caches[self.cache[row]] is not cache:
                     self.problems.append(
                         SlabProblem(
-                            address, cache.name, f"a CPU's free object 0x{head:x} is not its", True
+                            address,
+                            cache.name,
+                            f"a CPU's free object 0x{head:x} is not its",
+                            SlabFault.FREELIST,
                         )
                     )
                     continue
@@ -335,7 +353,7 @@ class SlabIndex:
             slab_bytes = self._slab_bytes(cache, count)
             if slab_bytes is None:
                 for row in members:
-                    self._problem(int(row), f"it cannot hold {count} objects", True)
+                    self._problem(int(row), f"it cannot hold {count} objects", SlabFault.OBJECTS)
                 continue
             step = max(1, _BATCH_BYTES // slab_bytes)
             for start in range(0, len(members), step):
@@ -356,7 +374,7 @@ class SlabIndex:
         data = raw.reshape(len(rows), slab_bytes)
         intact: Bools = np.logical_and.reduce(read.reshape(len(rows), pages), axis=1)
         for row in rows[~intact]:
-            self._problem(int(row), "it is not in the dump", False)
+            self._problem(int(row), "it is not in the dump", SlabFault.UNREAD)
 
         first = self.address[rows] + np.uint64(cache.red_left_pad_bytes)
         steps = np.arange(count, dtype=np.uint64) * np.uint64(cache.size_bytes)
@@ -377,12 +395,12 @@ class SlabIndex:
             free |= np.isin(objects, in_sheaves)
         for i, reason in corrupt.items():
             intact[i] = False
-            self._problem(int(rows[i]), reason, True)
+            self._problem(int(rows[i]), reason, SlabFault.FREELIST)
         return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
 
-    def _problem(self, row: int, reason: str, corrupt: bool) -> None:
+    def _problem(self, row: int, reason: str, fault: SlabFault) -> None:
         problem = SlabProblem(
-            int(self.address[row]), self.caches[self.cache[row]].name, reason, corrupt
+            int(self.address[row]), self.caches[self.cache[row]].name, reason, fault
         )
         if problem not in self.problems:
             self.problems.append(problem)
