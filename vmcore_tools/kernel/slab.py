@@ -292,7 +292,9 @@ class SlabIndex:
                     parts.append(np.frombuffer(raw, dtype=np.uint64))
             except (FaultError, ValidationError) as error:
                 reason = f"its sheaves cannot be read: {error}"
-                self.problems.append(SlabProblem(cache.cache.value_(), cache.name, reason, False))
+                self.problems.append(
+                    SlabProblem(cache.cache.value_(), cache.name, reason, SlabFault.UNREAD)
+                )
             found[number] = np.sort(np.concatenate(parts))
         return found
 
