@@ -20,6 +20,7 @@ from drgn.helpers.linux.sched import task_on_cpu
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
+from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
@@ -34,6 +35,10 @@ U64 = npt.NDArray[np.uint64]
 
 #: Page bytes that are held at a time.
 _CHUNK_BYTES = 8 << 20
+#: Page frames that are looked up at a time.
+_FRAMES_AT_ONCE = 1 << 20
+#: Uses of a page that rule out a pointer of the kernel's in it.
+HARMLESS = (*NOT_KERNEL, PageClass.IDLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +135,7 @@ def scan(
         np.concatenate([nothing, *(value for _, value, _ in found)]),
         np.concatenate([nothing.astype(np.int64), *(target for _, _, target in found)]),
     )
-    absent = _absent_kernel_pages(memory, pages)
+    absent = absent_kernel_pages(memory, pages)
     return hits, ScanCoverage(pages_read, pages_unread, pages_skipped, absent)
 
 
@@ -151,18 +156,27 @@ def _chunks(memory: Memory) -> Iterator[npt.NDArray[np.uint64]]:
         yield np.concatenate(pending)
 
 
-def _absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int]:
-    """How many pages that could hold a pointer are not in the dump."""
+def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int]:
+    """
+    How many pages that could hold a pointer are not in the dump, by their use.
+
+    An absent page is harmless if its own ``struct page`` says that it is free
+    or user space's, if it is a hole in RAM, or a crash kernel's.
+
+    :raises drgn.FaultError: if the kernel's list of RAM cannot be read
+    """
+    page_size = memory.page_map.page_size_bytes
     absent: Dict[PageClass, int] = {}
-    for (start, end), position in zip(pages.ranges.tolist(), pages.position.tolist()):
-        pfns = np.arange(start, end, dtype=np.uint64)
-        missing = ~memory.page_map.present(pfns)
-        kinds, counts = np.unique(
-            pages.kind[position : position + end - start][missing], return_counts=True
-        )
-        for kind, count in zip(kinds.tolist(), counts.tolist()):
-            if kind not in NOT_KERNEL:
-                absent[PageClass(kind)] = absent.get(PageClass(kind), 0) + count
+    for start, end in kernel_ram(memory.prog):
+        first = -(-start // page_size)
+        for at in range(first, end // page_size, _FRAMES_AT_ONCE):
+            pfns = np.arange(at, min(end // page_size, at + _FRAMES_AT_ONCE), dtype=np.uint64)
+            kinds, counts = np.unique(
+                pages.kind_of(pfns)[~memory.page_map.present(pfns)], return_counts=True
+            )
+            for kind, count in zip(kinds.tolist(), counts.tolist()):
+                if kind not in HARMLESS:
+                    absent[PageClass(kind)] = absent.get(PageClass(kind), 0) + count
     return absent
 
 

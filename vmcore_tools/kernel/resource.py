@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, List, Tuple
 
 from drgn import Object, Program
 
@@ -44,3 +44,28 @@ def system_ram(prog: Program) -> Iterator[Tuple[int, int]]:
         # every architecture gives these resources this one name.
         if resource.name.string_() == b"System RAM":
             yield resource.start.value_(), resource.end.value_() + 1
+
+
+def kernel_ram(prog: Program) -> List[Tuple[int, int]]:
+    """
+    Physical address ranges ``[start, end)`` of the RAM that this kernel uses.
+
+    That is System RAM without what is reserved for a crash kernel, which no
+    dump of this kernel has.
+
+    :raises drgn.FaultError: if the tree cannot be read
+    :raises LookupError: without the debug info of ``iomem_resource``
+    """
+    reserved = sorted(
+        (resource.start.value_(), resource.end.value_() + 1)
+        for resource in for_each_resource(prog["iomem_resource"].address_of_())
+        if resource.name.string_() == b"Crash kernel"
+    )
+    ranges = []
+    for start, end in system_ram(prog):
+        for low, high in reserved:
+            if low < end and start < high:
+                ranges.append((start, low))
+                start = high
+        ranges.append((start, end))
+    return [(start, end) for start, end in ranges if start < end]
