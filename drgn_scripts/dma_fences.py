@@ -6,18 +6,18 @@ Fences are recognised in any slab cache by their pointer to a variable of type
 ``struct dma_fence_ops``. For each one the reference count is compared with
 the holders that can be found: the driver's list of emitted fences, the
 reservation objects of all GEM objects, sync_files, fence arrays and their
-callbacks, framebuffers in an update, and the live stacks and registers of
-tasks. References that are left over were taken and never dropped: VT201.
+callbacks, and framebuffers in an update. Where references are left over, all
+of kernel memory is searched for pointers to the fence. If there are none, the
+references were taken and never dropped: VT201. A fence that a task has on its
+live stack or in a register is in use. Any other pointer is named: VT202.
 
 It decides by holders alone, never by a number of fences. A fence whose
-reference count is 0 is being freed, and is no leak. A task that has a fence on
-its live stack is taken as holding all that is left over, so a leak can be
-missed there, but none is made up.
+reference count is 0 is being freed, and is no leak.
 
 It cannot see fences outside slab memory, fences whose ``ops`` pointer the
-kernel has cleared (newest kernels, once signaled), and holders of other kinds;
-so a finding is `likely`, not proven. Fences of drivers whose own list of
-pending fences is not known here are listed, but not judged.
+kernel has cleared (newest kernels, once signaled), and pointers that are not
+stored as they are. Fences of drivers whose own list of pending fences is not
+known here are listed, but not judged.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Program, offsetof
+from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Analysis, Context, Requires
 from vmcore_tools.frames import stack_of_addresses
+from vmcore_tools.kernel.audit import Audit, Counted, Holders, Verdict, audit, count_by_address
 from vmcore_tools.kernel.dma_fence import (
     DMA_FENCE,
     Fences,
+    HeldFences,
     array_callbacks_max,
-    array_members,
+    array_fences,
     by_name,
-    count_by_address,
     fences,
     reserved_fences,
 )
@@ -51,13 +52,13 @@ from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
 from vmcore_tools.kernel.sync_file import for_each_sync_file
-from vmcore_tools.kernel.task import for_each_bounded_task, live_words, task_comm
+from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.kernel.typed_objects import Found, find_embedded
 from vmcore_tools.kernel.virtio_gpu import (
     DRIVER_NAME,
     TIMELINE_NAME,
     for_each_emitted_fence,
-    for_each_framebuffer_fence,
+    for_each_framebuffer_with_fence,
     for_each_virtio_gpu_device,
     last_completed_seqno,
 )
@@ -92,16 +93,35 @@ LEAKED = Rule(
     page="""\
 Each fence's reference count is compared with the holders that were found: the
 driver's list of emitted fences, reservation objects of all GEM objects,
-sync_files, fence arrays and their callbacks, framebuffers in an update, live
-task stacks and registers. What is left over is leaked.
+sync_files, fence arrays and their callbacks, framebuffers in an update. For
+the fences with references left over, every word of kernel memory in the dump
+and all registers are searched for pointers. Free slab objects, dead parts of
+stacks and the fence itself do not count.
 
 `references_leaked` counts references, `objects` the fences that have them, and
 `objects_only_leaked` those that nothing else holds: these stay for ever. The
 others are also held rightly by somebody, and become such when he lets go.
 
-The finding is `likely`: a holder of another kind would refute it. Fences that
-are being built, in flight or being freed are never counted.""",
+It is `proven` if no pointer was found and every page that could hold one was
+read; `likely` if such pages are not in the dump.""",
 )
+UNKNOWN_HOLDER = Rule(
+    id="VT202",
+    slug="dma-fence-with-unknown-holder",
+    severity=Severity.WARNING,
+    summary="dma_fence objects have more references than known holders, and are pointed at.",
+    remedy=(
+        "Look at what points at the fences: a holder that this version does not know is no "
+        "leak, a stale pointer may be the trace of one."
+    ),
+    page="""\
+As VT201, but something points at the fences that is neither a known holder nor
+a task's stack or register. It may be a holder of a kind that is not known
+here, so a leak is not claimed.""",
+)
+_NOT_JUDGED = "its driver's own list of fences is not known here"
+#: Places with unknown pointers that a finding names.
+_PLACES_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +135,7 @@ class Fence:
     context: int = column(Kind.NUMBER)
     seqno: int = column(Kind.NUMBER)
     last_completed_seqno: Maybe[int] = column(Kind.NUMBER)
-    state: str = column(Kind.TEXT)
+    signaled: bool = column(Kind.TEXT)
     flags: int = column(Kind.NUMBER)
     refcount: int = column(Kind.COUNT)
     held_by_driver: int = column(Kind.COUNT)
@@ -124,39 +144,37 @@ class Fence:
     held_by_array: int = column(Kind.COUNT)
     held_by_framebuffer: int = column(Kind.COUNT)
     held_by_callback: int = column(Kind.COUNT)
-    on_task_stacks: int = column(Kind.COUNT)
     unexplained: Maybe[int] = column(Kind.COUNT)
+    verdict: str = column(Kind.TEXT)
     cache: str = column(Kind.UNTRUSTED)
 
 
-Counts = npt.NDArray[np.int64]
+_HOLDERS = ("driver", "reservation", "sync_file", "array", "framebuffer", "callback")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Audit:
-    """
-    Fences and their holders: int64 arrays of shape (n,), in the fences' order.
-
-    *judged* says whose driver's own list is known; *unexplained* is 0 elsewhere.
-    """
+class _Result:
+    """Fences and their audit; arrays of shape (n,) in the fences' order."""
 
     fences: Fences
-    holders: Dict[str, Counts]
-    stacks: Counts
+    audit: Audit
     virtio_gpu: npt.NDArray[np.bool_]
-    last_completed: Counts
-    judged: npt.NDArray[np.bool_]
-    unexplained: Counts
+    last_completed: npt.NDArray[np.int64]
+
+    def in_state(self, verdict: Verdict) -> npt.NDArray[np.int64]:
+        """Positions of the fences with a verdict."""
+        return np.flatnonzero(self.audit.verdict == verdict)
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
     kinds = [DMA_FENCE, GEM_OBJECT] if _has_gem(ctx.prog) else [DMA_FENCE]
     found = find_embedded(index, kinds)
-    audit = _audit(ctx, index, fences(ctx.prog, found[DMA_FENCE]), found.get(GEM_OBJECT))
-    _count_gaps(ctx, index, audit)
-    yield from _findings(ctx, index, audit)
-    yield from _rows(index, audit)
+    result = _audit_fences(ctx, index, fences(ctx.prog, found[DMA_FENCE]), found.get(GEM_OBJECT))
+    _count_gaps(ctx, index, result)
+    yield from _findings(ctx, index, result, Verdict.LEAKED)
+    yield from _findings(ctx, index, result, Verdict.UNKNOWN_HOLDER)
+    yield from _rows(index, result)
 
 
 def _has_gem(prog: Program) -> bool:
@@ -167,45 +185,43 @@ def _has_gem(prog: Program) -> bool:
     return True
 
 
-def _audit(ctx: Context, index: SlabIndex, all_fences: Fences, gems: Optional[Found]) -> _Audit:
-    targets = all_fences.found.address
-    names = ("driver", "reservation", "sync_file", "array", "framebuffer", "callback")
-    holders = {name: np.zeros(len(targets), dtype=np.int64) for name in names}
-    virtio_gpu = np.zeros(len(targets), dtype=bool)
-    last_completed = np.full(len(targets), -1, dtype=np.int64)
+def _audit_fences(
+    ctx: Context, index: SlabIndex, all_fences: Fences, gems: Optional[Found]
+) -> _Result:
+    found = all_fences.found
+    virtio_gpu = np.zeros(len(found.address), dtype=bool)
+    last_completed = np.full(len(found.address), -1, dtype=np.int64)
+    holders: List[Holders] = []
 
-    def hold(name: str, held: Sequence[int]) -> None:
-        holders[name] += count_by_address(np.array(held, dtype=np.uint64), targets)
+    def hold(kind: str, held: HeldFences) -> None:
+        for address in held.unread:
+            ctx.coverage.gap(kind, "it could not be read", address)
+        holders.append(Holders(kind, held.fence, held.word))
 
     if gems is not None:
-        hold("reservation", _reserved(ctx, gems))
+        hold("reservation", reserved_fences(ctx.prog, _reservations(ctx, gems)))
         for device in for_each_virtio_gpu_device(ctx.prog):
             # Only this driver's fences have the lock of its timeline.
             mine = all_fences.lock == np.uint64(device.fence_drv.lock.address_)
             virtio_gpu |= mine
             last_completed[mine] = last_completed_seqno(device)
-            hold("driver", _walk(ctx, "emitted fences", for_each_emitted_fence(device)))
-            hold("framebuffer", _walk(ctx, "framebuffers", for_each_framebuffer_fence(device)))
+            emitted = _walk(ctx, "emitted fences", for_each_emitted_fence(device))
+            holders.append(_driver_holders(emitted))
+            hold("framebuffer", _framebuffer_fences(ctx, device))
     with contextlib.suppress(LookupError):  # a kernel without sync_files
-        hold("sync_file", [f.fence.value_() for f, _ in for_each_sync_file(index)])
-    arrays = by_name(all_fences.found.tables, all_fences.found.ops, "dma_fence_array_ops")
-    members = array_members(ctx.prog, targets[arrays].tolist())
-    hold("array", [member for member, _ in members])
-    for i in np.flatnonzero(arrays).tolist():
-        others = sum(int(held[i]) for held in holders.values())
-        callbacks = array_callbacks_max(ctx.prog, int(targets[i]))
-        holders["callback"][i] = max(0, min(int(all_fences.refcount[i]) - others, callbacks))
+        hold("sync_file", _sync_file_fences(index))
+    arrays = by_name(found.tables, found.ops, "dma_fence_array_ops")
+    hold("array", array_fences(ctx.prog, found.address[arrays].tolist()))
+    holders.append(_callback_holders(ctx.prog, all_fences, arrays, holders))
 
-    stacks = _on_stacks(ctx, targets)
-    left = all_fences.refcount - np.sum(list(holders.values()), axis=0)
-    freeing = all_fences.refcount <= 0
-    judged = virtio_gpu | arrays | freeing
-    unexplained = np.where(judged & ~freeing & (stacks == 0) & (left > 0), left, 0)
-    return _Audit(all_fences, holders, stacks, virtio_gpu, last_completed, judged, unexplained)
+    sizes = np.array([cache.object_size_bytes for cache in index.caches], dtype=np.int64)
+    objects = Counted(found.address, found.container, sizes[found.cache], all_fences.refcount)
+    result = audit(index, objects, virtio_gpu | arrays, holders, ctx.progress)
+    return _Result(all_fences, result, virtio_gpu, last_completed)
 
 
-def _reserved(ctx: Context, gems: Found) -> List[int]:
-    """The fences that reservation objects of GEM objects hold, one for each slot."""
+def _reservations(ctx: Context, gems: Found) -> List[int]:
+    """The reservation objects of all GEM objects."""
     prog = ctx.prog
     gem_type = prog.type("struct drm_gem_object")
     reservations = set(
@@ -222,70 +238,104 @@ def _reserved(ctx: Context, gems: Found) -> List[int]:
         except (FaultError, ValidationError) as error:
             ctx.coverage.gap("GEM handles", f"the walk broke off: {error}", device.value_())
     reservations.discard(0)
-    reserved = reserved_fences(prog, sorted(reservations))
-    for address in reserved.unread:
-        ctx.coverage.gap("reservation object", "it could not be read", address)
-    return [int(fence) for fence in reserved.fence]
+    return sorted(reservations)
 
 
-def _walk(ctx: Context, what: str, fences_: Iterator[Any]) -> List[int]:
-    """Addresses of the ``struct dma_fence`` in virtio_gpu fences of a list."""
-    addresses: List[int] = []
-    offset = offsetof(ctx.prog.type("struct virtio_gpu_fence"), "f")
+def _walk(ctx: Context, what: str, items: Iterator[Object]) -> List[Object]:
+    """The items of a list, up to where it breaks off."""
+    walked = []
     try:
-        for fence in fences_:
-            addresses.append(fence.value_() + offset)
+        for item in items:
+            walked.append(item)
     except (FaultError, ValidationError) as error:
         ctx.coverage.gap(what, f"the walk broke off: {error}")
-    return addresses
+    return walked
 
 
-def _on_stacks(ctx: Context, targets: npt.NDArray[np.uint64]) -> Counts:
-    """On how many places of live stacks and registers each fence is."""
-    counts = np.zeros(len(targets), dtype=np.int64)
-    if not len(targets):
-        return counts
-    for task in for_each_bounded_task(ctx.prog):
-        try:
-            counts += count_by_address(live_words(task), targets)
-        except FaultError:
-            ctx.coverage.gap("task stack", "it is not in the dump", task.value_())
-    return counts
+def _words(values: Sequence[int]) -> npt.NDArray[np.uint64]:
+    return np.array(values, dtype=np.uint64)
 
 
-def _count_gaps(ctx: Context, index: SlabIndex, audit: _Audit) -> None:
+def _driver_holders(emitted: Sequence[Object]) -> Holders:
+    """Fences on a driver's list; their neighbours' links are the pointers to them."""
+    held = [fence.f.address_of_().value_() for fence in emitted]
+    # A list_head's next comes first, its prev 8 bytes behind.
+    links = [fence.node.prev.value_() for fence in emitted]
+    links += [fence.node.next.value_() + 8 for fence in emitted]
+    return Holders("driver", _words(held), _words(links))
+
+
+def _framebuffer_fences(ctx: Context, device: Object) -> HeldFences:
+    framebuffers = _walk(ctx, "framebuffers", for_each_framebuffer_with_fence(device))
+    return HeldFences(
+        _words([framebuffer.fence.f.address_of_().value_() for framebuffer in framebuffers]),
+        _words([framebuffer.fence.address_ for framebuffer in framebuffers]),
+    )
+
+
+def _sync_file_fences(index: SlabIndex) -> HeldFences:
+    files = [sync_file for sync_file, _ in for_each_sync_file(index)]
+    return HeldFences(
+        _words([file.fence.value_() for file in files]),
+        _words([file.fence.address_ for file in files]),
+    )
+
+
+def _callback_holders(
+    prog: Program,
+    all_fences: Fences,
+    arrays: npt.NDArray[np.bool_],
+    holders: Sequence[Holders],
+) -> Holders:
+    """References that a fence array's own callbacks can hold, at most what is left."""
+    addresses = all_fences.found.address
+    counts = np.zeros(len(addresses), dtype=np.int64)
+    for group in holders:
+        counts += count_by_address(group.held, addresses)
+    held: List[int] = []
+    for i in np.flatnonzero(arrays).tolist():
+        left = int(all_fences.refcount[i] - counts[i])
+        held += [int(addresses[i])] * min(left, array_callbacks_max(prog, int(addresses[i])))
+    return Holders("callback", _words(held), _words([]))
+
+
+def _count_gaps(ctx: Context, index: SlabIndex, result: _Result) -> None:
     for problem in index.problems:
         ctx.coverage.gap("slab", problem.reason, problem.address)
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
-    others = int((~audit.judged).sum())
+    others = len(result.in_state(Verdict.NOT_JUDGED))
     if others:
-        ctx.coverage.gap(
-            "dma_fence", "its driver's own list of fences is not known here", count=others
-        )
+        ctx.coverage.gap("dma_fence", _NOT_JUDGED, count=others)
+    if result.audit.pages_unread:
+        ctx.coverage.gap("kernel page", "it is not in the dump", count=result.audit.pages_unread)
 
 
-def _findings(ctx: Context, index: SlabIndex, audit: _Audit) -> Iterator[Any]:
-    leaked = np.flatnonzero(audit.unexplained)
-    if not len(leaked):
-        return
-    found = audit.fences.found
-    keys = list(zip(found.ops[leaked].tolist(), found.cache[leaked].tolist()))
+def _findings(ctx: Context, index: SlabIndex, result: _Result, verdict: Verdict) -> Iterator[Any]:
+    chosen = result.in_state(verdict)
+    found = result.fences.found
+    keys = list(zip(found.ops[chosen].tolist(), found.cache[chosen].tolist()))
     for ops, cache_number in sorted(set(keys), key=lambda key: (found.tables[key[0]], key[1])):
-        group = leaked[[key == (ops, cache_number) for key in keys]]
-        yield from _finding(ctx, index, audit, group)
+        group = chosen[[key == (ops, cache_number) for key in keys]]
+        if verdict == Verdict.LEAKED:
+            yield from _leak(ctx, index, result, group)
+        else:
+            yield _unknown_holder(index, result, group)
 
 
-def _finding(
-    ctx: Context, index: SlabIndex, audit: _Audit, group: npt.NDArray[np.int64]
+def _type_name(result: _Result, fence: int) -> str:
+    return "struct virtio_gpu_fence" if result.virtio_gpu[fence] else "struct dma_fence_array"
+
+
+def _leak(
+    ctx: Context, index: SlabIndex, result: _Result, group: npt.NDArray[np.int64]
 ) -> Iterator[Any]:
-    found, every = audit.fences.found, audit.fences
+    found, every = result.fences.found, result.fences
     cache = index.caches[found.cache[group[0]]]
-    ops_name = found.tables[int(found.ops[group[0]])]
-    is_virtio_gpu = bool(audit.virtio_gpu[group[0]])
-    type_name = "struct virtio_gpu_fence" if is_virtio_gpu else "struct dma_fence_array"
-    references = audit.unexplained[group]
+    ops_name, type_name = found.tables[int(found.ops[group[0]])], _type_name(result, group[0])
+    references = result.audit.left[group]
     only_leaked = every.refcount[group] == references
+    explained = result.in_state(Verdict.EXPLAINED)
     evidence = [
         Evidence("references_leaked", Kind.COUNT, int(references.sum())),
         Evidence("objects", Kind.COUNT, len(group)),
@@ -298,36 +348,73 @@ def _finding(
         Evidence("context", Kind.NUMBER, tuple(np.unique(every.context[group]).tolist())),
         Evidence("seqno_first", Kind.NUMBER, int(every.seqno[group].min())),
         Evidence("seqno_last", Kind.NUMBER, int(every.seqno[group].max())),
-        Evidence(
-            "fences_explained",
-            Kind.COUNT,
-            int((audit.judged & (every.refcount > 0) & (audit.unexplained == 0)).sum()),
-        ),
+        Evidence("fences_explained", Kind.COUNT, len(explained)),
+        Evidence("pages_unread", Kind.COUNT, result.audit.pages_unread),
         Evidence("examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())),
     ]
-    if is_virtio_gpu:
-        evidence.append(
-            Evidence("last_completed_seqno", Kind.NUMBER, int(audit.last_completed[group[0]]))
-        )
+    if result.virtio_gpu[group[0]]:
+        last = int(result.last_completed[group[0]])
+        evidence.append(Evidence("last_completed_seqno", Kind.NUMBER, last))
     allocators = _Allocators.of(ctx, index, found.container[group], found.cache[group[0]])
     yield from allocators.stacks
-    template = (
+    message = (
         "{references_leaked} references leaked on {objects} objects of type {type} in {cache}; "
         "{objects_only_leaked} of them ({size_bytes}) live only through these references"
     )
     if allocators.evidence:
-        template += ", allocated by {allocating_comms} in {allocating_function}"
+        message += ", allocated by {allocating_comms} in {allocating_function}"
         evidence += allocators.evidence
+    proven = not result.audit.pages_unread
+    message += (
+        "; no other pointer to them is in all of kernel memory."
+        if proven
+        else "; {pages_unread} pages that could hold a pointer to them are not in the dump."
+    )
     yield Finding(
         rule=LEAKED,
-        confidence=Confidence.LIKELY,
-        message=template + ".",
+        confidence=Confidence.PROVEN if proven else Confidence.LIKELY,
+        message=message,
         subject=Ref(type_name, ops_name, int(found.address[group[0]])),
         evidence=tuple(evidence),
         signature_key=(type_name, *allocators.signature),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         stacks=tuple(stack.id for stack in allocators.stacks),
-        unread=("memory other than the holders that VT201's page names",),
+        unread=() if proven else ("kernel pages that are not in the dump",),
+    )
+
+
+def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int64]) -> Finding:
+    found = result.fences.found
+    cache = index.caches[found.cache[group[0]]]
+    ops_name, type_name = found.tables[int(found.ops[group[0]])], _type_name(result, group[0])
+    places = sorted(
+        {
+            f"{reference.place.value}: {reference.holder}"
+            for i in group.tolist()
+            for reference in result.audit.pointers[i]
+        }
+    )
+    return Finding(
+        rule=UNKNOWN_HOLDER,
+        confidence=Confidence.SUSPECTED,
+        message=(
+            "{objects} objects of type {type} in {cache} have {references} references more than "
+            "the holders that are known here, and something that is not known points at them."
+        ),
+        subject=Ref(type_name, ops_name, int(found.address[group[0]])),
+        evidence=(
+            Evidence("objects", Kind.COUNT, len(group)),
+            Evidence("references", Kind.COUNT, int(result.audit.left[group].sum())),
+            Evidence("type", Kind.TEXT, type_name),
+            Evidence("cache", Kind.UNTRUSTED, cache.name),
+            Evidence("pointed_at_from", Kind.UNTRUSTED, tuple(places[:_PLACES_SHOWN])),
+            Evidence(
+                "examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())
+            ),
+        ),
+        signature_key=(type_name, *places[:_PLACES_SHOWN]),
+        related=(Ref("slab cache", cache.name, cache.cache.value_()),),
+        unread=("what the unknown pointers mean",),
     )
 
 
@@ -393,13 +480,15 @@ def _comms(prog: Program, pids: Sequence[int]) -> Tuple[str, ...]:
     return tuple(sorted(set(comms)))
 
 
-def _rows(index: SlabIndex, audit: _Audit) -> Iterator[Fence]:
-    every, found = audit.fences, audit.fences.found
-    not_judged = Absent("its driver's own list of fences is not known here")
-    order = np.lexsort((found.address, every.seqno, every.context, -audit.unexplained))
+def _rows(index: SlabIndex, result: _Result) -> Iterator[Fence]:
+    every, found, audited = result.fences, result.fences.found, result.audit
+    not_judged, no_code = Absent(_NOT_JUDGED), Absent("only the driver's code knows")
+    nobody = np.zeros(len(found.address), dtype=np.int64)
+    order = np.lexsort((found.address, every.seqno, every.context, -audited.left))
     for i in order.tolist():
-        is_virtio_gpu = bool(audit.virtio_gpu[i])
-        no_code = Absent("only the driver's code knows")
+        is_virtio_gpu = bool(result.virtio_gpu[i])
+        verdict = audited.verdict[i]
+        held = {f"held_by_{kind}": int(audited.holders.get(kind, nobody)[i]) for kind in _HOLDERS}
         yield Fence(
             address=int(found.address[i]),
             ops=found.tables[int(found.ops[i])],
@@ -407,33 +496,22 @@ def _rows(index: SlabIndex, audit: _Audit) -> Iterator[Fence]:
             timeline=TIMELINE_NAME if is_virtio_gpu else no_code,
             context=int(every.context[i]),
             seqno=int(every.seqno[i]),
-            last_completed_seqno=int(audit.last_completed[i]) if is_virtio_gpu else no_code,
-            state=_state(int(every.refcount[i]), bool(every.signaled[i])),
+            last_completed_seqno=int(result.last_completed[i]) if is_virtio_gpu else no_code,
+            signaled=bool(every.signaled[i]),
             flags=int(every.flags[i]),
             refcount=int(every.refcount[i]),
-            held_by_driver=int(audit.holders["driver"][i]),
-            held_by_reservation=int(audit.holders["reservation"][i]),
-            held_by_sync_file=int(audit.holders["sync_file"][i]),
-            held_by_array=int(audit.holders["array"][i]),
-            held_by_framebuffer=int(audit.holders["framebuffer"][i]),
-            held_by_callback=int(audit.holders["callback"][i]),
-            on_task_stacks=int(audit.stacks[i]),
-            unexplained=int(audit.unexplained[i]) if audit.judged[i] else not_judged,
+            **held,
+            unexplained=not_judged if verdict == Verdict.NOT_JUDGED else int(audited.left[i]),
+            verdict=verdict.value,
             cache=index.caches[found.cache[i]].name,
         )
-
-
-def _state(refcount: int, signaled: bool) -> str:
-    if refcount <= 0:
-        return "freeing"
-    return "signaled" if signaled else "pending"
 
 
 ANALYSIS = Analysis(
     name="dma-fences",
     analyze=analyze,
     tables=(Fence,),
-    rules=(LEAKED,),
+    rules=(LEAKED, UNKNOWN_HOLDER),
     requires=Requires(types=("struct dma_fence", "struct dma_fence_ops")),
 )
 

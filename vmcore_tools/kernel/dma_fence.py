@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from vmcore_tools.kernel.typed_objects import Embedded, Found
 #: How fences are found in slab objects.
 DMA_FENCE = Embedded("struct dma_fence", "ops", "struct dma_fence_ops")
 
+_POINTER = np.dtype([("pointer", np.uint64)])
 #: Fences in one reservation object or array; a damaged count must end.
 _FENCES_MAX = 65536
 
@@ -76,21 +77,28 @@ def fences(prog: Program, found: Found) -> Fences:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReservedFences:
+class HeldFences:
     """
-    Fences that reservation objects hold.
+    Fences that somebody holds, one entry for each reference.
 
     :ivar fence: uint64 array of shape (n,)
-    :ivar reservation: uint64 array of shape (n,): the holder of each
+    :ivar word: uint64 array of shape (n,): the address of the pointer to each
     :ivar unread: addresses that could not be read
     """
 
     fence: U64
-    reservation: U64
-    unread: Tuple[int, ...]
+    word: U64
+    unread: Tuple[int, ...] = ()
 
 
-def reserved_fences(prog: Program, reservations: Sequence[int]) -> ReservedFences:
+def _held(pairs: Sequence[Tuple[U64, U64]], unread: Sequence[int] = ()) -> HeldFences:
+    nothing = np.zeros(0, dtype=np.uint64)
+    fence = np.concatenate([nothing, *(fence for fence, _ in pairs)])
+    word = np.concatenate([nothing, *(word for _, word in pairs)])
+    return HeldFences(fence[fence != 0], word[fence != 0], tuple(unread))
+
+
+def reserved_fences(prog: Program, reservations: Sequence[int]) -> HeldFences:
     """
     The fences in the exclusive and shared slots of reservation objects.
 
@@ -100,64 +108,53 @@ def reserved_fences(prog: Program, reservations: Sequence[int]) -> ReservedFence
     :param reservations: addresses of ``struct dma_resv``
     """
     resv_type = prog.type("struct dma_resv")
-    # 047a1b877ed4 ("dma-buf & drm/amdgpu: remove dma_resv workaround") in
-    # v5.19 made one list of both kinds of slots.
-    if resv_type.has_member("fences"):
-        members, list_members = {"list": "fences"}, {"count": "num_fences"}
-        slots_member, usage_mask = "table", ~np.uint64(3)
-    else:
-        members = {"list": "fence", "exclusive": "fence_excl"}
-        list_members, slots_member = {"count": "shared_count"}, "shared"
-        usage_mask = ~np.uint64(0)
-
+    # "dma-buf & drm/amdgpu: remove dma_resv workaround" of v5.19 made one list
+    # of both kinds of slots.
+    one_list = resv_type.has_member("fences")
+    members = {"list": "fences"} if one_list else {"list": "fence", "exclusive": "fence_excl"}
     owners, read = read_structs(prog, reservations, field_dtype(resv_type, members))
     unread = [address for address, ok in zip(reservations, read) if not ok]
-    addresses = np.array(reservations, dtype=np.uint64)
     pairs: List[Tuple[U64, U64]] = []
-    if "exclusive" in members:
-        some = owners["exclusive"] != 0
-        pairs.append((owners["exclusive"][some].astype(np.uint64), addresses[some]))
+    if not one_list:
+        words = np.array(reservations, dtype=np.uint64)
+        words += np.uint64(offsetof(resv_type, "fence_excl"))
+        pairs.append((owners["exclusive"].astype(np.uint64), words))
 
     list_type = prog.type("struct dma_resv_list")
+    count_member, slots_member = ("num_fences", "table") if one_list else ("shared_count", "shared")
     slots_offset = offsetof(list_type, slots_member)
-    with_list = np.flatnonzero(owners["list"])
-    heads = [int(address) for address in owners["list"][with_list]]
-    lists, read = read_structs(prog, heads, field_dtype(list_type, list_members))
-    unread += [address for address, ok in zip(heads, read) if not ok]
-    for owner, head, count in zip(with_list.tolist(), heads, lists["count"].tolist()):
-        if not count:
-            continue
-        slot = np.dtype([("fence", np.uint64)])
-        first = head + slots_offset
-        slots, read = read_structs(
-            prog, [first + 8 * i for i in range(min(count, _FENCES_MAX))], slot
-        )
-        unread += [first for ok in read if not ok]
-        held = slots["fence"] & usage_mask
-        held = held[held != 0]
-        pairs.append((held, np.full(len(held), addresses[owner], dtype=np.uint64)))
-    return ReservedFences(
-        np.concatenate([fence for fence, _ in pairs] or [np.zeros(0, dtype=np.uint64)]),
-        np.concatenate([owner for _, owner in pairs] or [np.zeros(0, dtype=np.uint64)]),
-        tuple(unread),
-    )
+    lists = [int(address) for address in owners["list"] if address]
+    heads, read = read_structs(prog, lists, field_dtype(list_type, {"count": count_member}))
+    unread += [address for address, ok in zip(lists, read) if not ok]
+    for address, count in zip(lists, heads["count"].tolist()):
+        first = address + slots_offset
+        slots = [first + 8 * i for i in range(min(count, _FENCES_MAX))]
+        values, read = read_structs(prog, slots, _POINTER)
+        unread += [slot for slot, ok in zip(slots, read) if not ok]
+        # The list's slots carry the usage in their lowest bits from v5.19 on.
+        held = values["pointer"] & (~np.uint64(3) if one_list else ~np.uint64(0))
+        pairs.append((held, np.array(slots, dtype=np.uint64)))
+    return _held(pairs, unread)
 
 
-def array_members(prog: Program, arrays: Iterable[int]) -> Iterator[Tuple[int, int]]:
+def array_fences(prog: Program, arrays: Iterable[int]) -> HeldFences:
     """
     The fences that fence arrays hold, one reference each.
 
     :param arrays: addresses of the ``struct dma_fence`` in a ``struct dma_fence_array``
-    :return: Iterator of (fence, array), both addresses
+    :raises drgn.FaultError: if an array is not in the dump
     """
+    pairs: List[Tuple[U64, U64]] = []
+    unread: List[int] = []
     for address in arrays:
         fence = Object(prog, "struct dma_fence *", value=address)
         array = container_of(fence, "struct dma_fence_array", "base")
-        slots = array.fences.read_()
-        for number in range(min(array.num_fences.value_(), _FENCES_MAX)):
-            member = slots[number].value_()
-            if member:
-                yield member, address
+        first = array.fences.value_()
+        slots = [first + 8 * i for i in range(min(array.num_fences.value_(), _FENCES_MAX))]
+        values, read = read_structs(prog, slots, _POINTER)
+        unread += [slot for slot, ok in zip(slots, read) if not ok]
+        pairs.append((values["pointer"].astype(np.uint64), np.array(slots, dtype=np.uint64)))
+    return _held(pairs, unread)
 
 
 def array_callbacks_max(prog: Program, array_fence: int) -> int:
@@ -185,22 +182,6 @@ def _irq_work_is_claimed(work: Object) -> bool:
     flags = work.node.a_flags if hasattr(work, "node") else work.flags
     # IRQ_WORK_PENDING and IRQ_WORK_BUSY, macros in include/linux/irq_work.h.
     return bool(flags.counter.value_() & 3)
-
-
-def count_by_address(addresses: U64, sorted_targets: U64) -> npt.NDArray[np.int64]:
-    """
-    How often each target is among addresses.
-
-    :param addresses: uint64 array of any shape
-    :param sorted_targets: uint64 array of shape (n,), sorted, no duplicates
-    :return: int64 array of shape (n,)
-    """
-    if not len(sorted_targets):
-        return np.zeros(0, dtype=np.int64)
-    near = addresses[(addresses >= sorted_targets[0]) & (addresses <= sorted_targets[-1])]
-    at = np.searchsorted(sorted_targets, near)
-    hits = at[sorted_targets[at] == near]
-    return np.bincount(hits, minlength=len(sorted_targets))
 
 
 def by_name(tables: Dict[int, str], ops: U64, name: str) -> npt.NDArray[np.bool_]:

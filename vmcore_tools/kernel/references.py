@@ -21,7 +21,7 @@ from drgn.helpers.linux.sched import task_on_cpu
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
 from vmcore_tools.kernel.resource import kernel_ram
-from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
     live_range,
@@ -264,12 +264,12 @@ class Attribution:
         page_size = self.index.memory.page_map.page_size_bytes
         kinds = self.pages.kind_of(hits.physical // np.uint64(page_size))
         rows = self.index.find(addresses)
-        allocated = self.index.allocated(addresses)
+        states = self.index.object_states(addresses)
         result = []
         for i in range(len(addresses)):
             word = _Word(int(hits.target[i]), int(hits.value[i]), int(addresses[i]))
             if rows[i] >= 0:
-                result.append(self._in_slab(targets, word, int(rows[i]), bool(allocated[i])))
+                result.append(self._in_slab(targets, word, int(rows[i]), int(states[i])))
                 continue
             address = self.virtual.address_of(int(hits.physical[i]))
             kind = PageClass(int(kinds[i]))
@@ -278,14 +278,14 @@ class Attribution:
             )
         return result
 
-    def _in_slab(self, targets: Targets, word: _Word, row: int, allocated: bool) -> Reference:
+    def _in_slab(self, targets: Targets, word: _Word, row: int, state: int) -> Reference:
         number = int(self.index.cache[row])
         cache = self.index.caches[number]
         first = int(self.index.address[row]) + cache.red_left_pad_bytes
         container = first + (word.address - first) // cache.size_bytes * cache.size_bytes
         offset = word.address - container
         reason = None
-        if not allocated:
+        if state == ObjectState.FREE:
             reason = "the slab object is free"
         elif targets.start[word.target] <= word.address < targets.end[word.target]:
             reason = "the object points to itself"

@@ -70,6 +70,14 @@ class SlabCache:
     orders: Dict[int, int]
 
 
+class ObjectState(enum.IntEnum):
+    """Whether a slab object is allocated."""
+
+    UNKNOWN = -1  #: no slab object, or its slab is damaged or not in the dump
+    FREE = 0
+    ALLOCATED = 1
+
+
 class SlabFault(enum.Enum):
     """What kind of thing is wrong with a slab."""
 
@@ -318,15 +326,15 @@ class SlabIndex:
         inside = (addresses - self.address[at]) < (pages * page_size).astype(np.uint64)
         return np.where((row >= 0) & inside, at, -1)
 
-    def allocated(self, addresses: U64) -> Bools:
+    def object_states(self, addresses: U64) -> npt.NDArray[np.int8]:
         """
-        Which addresses lie in an allocated slab object.
+        Whether the slab objects at addresses are allocated.
 
         :param addresses: uint64 array of shape (n,)
-        :return: bool array of shape (n,); False where that is not known
+        :return: int8 array of shape (n,) with :class:`ObjectState`
         """
         rows = self.find(addresses)
-        result = np.zeros(len(addresses), dtype=bool)
+        result = np.full(len(addresses), ObjectState.UNKNOWN, dtype=np.int8)
         wanted = np.unique(rows[rows >= 0])
         for batch in self.batches(wanted):
             asked = np.flatnonzero(np.isin(rows, batch.rows))
@@ -334,7 +342,21 @@ class SlabIndex:
             # Below the first object, in a red zone, this wraps around.
             number = (addresses[asked] - batch.objects[at, 0]) // np.uint64(batch.cache.size_bytes)
             inside = number < batch.objects.shape[1]
-            result[asked[inside]] = batch.allocated[at[inside], number[inside].astype(np.int64)]
+            asked, at, number = asked[inside], at[inside], number[inside].astype(np.int64)
+            state = np.where(
+                batch.allocated[at, number], ObjectState.ALLOCATED, ObjectState.FREE
+            ).astype(np.int8)
+            result[asked] = np.where(batch.intact[at], state, ObjectState.UNKNOWN)
+        return result
+
+    def allocated(self, addresses: U64) -> Bools:
+        """
+        Which addresses are known to lie in an allocated slab object.
+
+        :param addresses: uint64 array of shape (n,)
+        :return: bool array of shape (n,)
+        """
+        result: Bools = self.object_states(addresses) == ObjectState.ALLOCATED
         return result
 
     def batches(self, rows: Optional[Ints] = None) -> Iterator[SlabBatch]:

@@ -63,17 +63,16 @@ def for_each_emitted_fence(device: Object) -> Iterator[Object]:
         yield fence
 
 
-def for_each_framebuffer_fence(device: Object) -> Iterator[Object]:
+def for_each_framebuffer_with_fence(device: Object) -> Iterator[Object]:
     """
-    Iterate over the fences that framebuffers hold during a plane update.
+    Iterate over the framebuffers that hold a fence, during a plane update.
 
     Mirrors ``virtio_gpu_plane_prepare_fb()`` and ``_cleanup_fb()``.
 
     :param device: ``struct virtio_gpu_device *``
-    :return: Iterator of ``struct virtio_gpu_fence *``
+    :return: Iterator of ``struct virtio_gpu_framebuffer *``
     """
     for framebuffer in for_each_framebuffer(device.ddev):
         framebuffer = container_of(framebuffer, "struct virtio_gpu_framebuffer", "base")
-        fence = framebuffer.fence.read_()
-        if fence:
-            yield fence
+        if framebuffer.fence:
+            yield framebuffer

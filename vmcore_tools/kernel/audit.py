@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Reference counts against the holders that can be found.
+
+One mechanism for every refcounted type: the objects with their counts, and
+the references that walkers found, in; the references that nobody holds, out.
+What the walkers do not explain is looked for in all of kernel memory, so that
+a holder of a kind that nobody has thought of refutes a leak instead of being
+missed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Program
+
+from vmcore_tools.dump.memory import Memory
+from vmcore_tools.kernel.page import page_index
+from vmcore_tools.kernel.references import (
+    Attribution,
+    Place,
+    Reference,
+    Targets,
+    register_references,
+    scan,
+)
+from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.virtual_map import virtual_map
+
+U64 = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """
+    Refcounted objects, as arrays of shape (n,), sorted by address.
+
+    :ivar address: uint64, what a holder points at
+    :ivar container: uint64, the memory block around it
+    :ivar size_bytes: of each memory block
+    :ivar refcount: int64; 0 or less is an object that is being freed
+    """
+
+    address: U64
+    container: U64
+    size_bytes: npt.NDArray[np.int64]
+    refcount: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Holders:
+    """
+    References of one kind that a walker found.
+
+    :ivar kind: ``reservation``, ``sync_file``
+    :ivar held: uint64 array of shape (m,): the object of each reference
+    :ivar words: uint64 array: the direct map addresses of all words with
+        which these holders point at objects; empty where they are not known
+    """
+
+    kind: str
+    held: U64
+    words: U64
+
+
+class Verdict(enum.Enum):
+    """What becomes of an object's references."""
+
+    EXPLAINED = "explained"  #: as many holders as references
+    FREEING = "freeing"  #: the count is 0
+    LEAKED = "leaked"  #: too few holders, and nothing else points at it
+    IN_USE = "in use"  #: too few holders, but a running or sleeping task has it
+    UNKNOWN_HOLDER = "unknown holder"  #: too few holders, but something points at it
+    NOT_JUDGED = "not judged"  #: its own driver's holders are not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """
+    The result, as arrays of shape (n,) in the order of the objects.
+
+    :ivar holders: kind to int64 array: references of that kind
+    :ivar left: int64: references without a holder, 0 where not judged
+    :ivar verdict: an object array of :class:`Verdict`
+    :ivar pointers: position of an object to what unexplained words point at it
+    :ivar pages_unread: pages of kernel memory that the scan could not read,
+        and that could hold a pointer; a leak is proven only if it is 0
+    """
+
+    holders: Dict[str, Counts]
+    left: Counts
+    verdict: npt.NDArray[Any]
+    pointers: Dict[int, List[Reference]]
+    pages_unread: int
+
+
+def count_by_address(addresses: U64, sorted_targets: U64) -> Counts:
+    """
+    How often each target is among addresses.
+
+    :param addresses: uint64 array of any shape
+    :param sorted_targets: uint64 array of shape (n,), sorted, no duplicates
+    :return: int64 array of shape (n,)
+    """
+    if not len(sorted_targets):
+        return np.zeros(0, dtype=np.int64)
+    near = addresses[(addresses >= sorted_targets[0]) & (addresses <= sorted_targets[-1])]
+    at = np.searchsorted(sorted_targets, near)
+    hits = at[sorted_targets[at] == near]
+    return np.bincount(hits, minlength=len(sorted_targets))
+
+
+def audit(
+    index: SlabIndex,
+    objects: Counted,
+    judged: npt.NDArray[np.bool_],
+    holders: Sequence[Holders],
+    progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
+) -> Audit:
+    """
+    Compare reference counts with holders, and look for what is left over.
+
+    :param judged: bool array of shape (n,): all kinds of holders that are
+        particular to the object's driver were walked
+    :raises drgn.FaultError: if the page tables or the list of tasks cannot be read
+    """
+    counts: Dict[str, Counts] = {}
+    for group in holders:
+        held = count_by_address(group.held, objects.address)
+        counts[group.kind] = counts[group.kind] + held if group.kind in counts else held
+    total = np.sum(list(counts.values()), axis=0) if counts else np.zeros_like(objects.refcount)
+    freeing = objects.refcount <= 0
+    left = np.where(judged & ~freeing, np.maximum(objects.refcount - total, 0), 0)
+    verdict = np.full(len(left), Verdict.EXPLAINED, dtype=object)
+    verdict[~judged] = Verdict.NOT_JUDGED
+    verdict[freeing] = Verdict.FREEING
+    suspects = np.flatnonzero(left)
+    pointers, pages_unread = _unexplained(index, objects, suspects, holders, progress)
+    for i in suspects.tolist():
+        verdict[i] = _verdict(pointers.get(i, ()))
+    return Audit(counts, left, verdict, pointers, pages_unread)
+
+
+def _verdict(pointers: Sequence[Reference]) -> Verdict:
+    if not pointers:
+        return Verdict.LEAKED
+    if all(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers):
+        return Verdict.IN_USE
+    return Verdict.UNKNOWN_HOLDER
+
+
+def _unexplained(
+    index: SlabIndex,
+    objects: Counted,
+    suspects: npt.NDArray[np.int64],
+    holders: Sequence[Holders],
+    progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
+) -> Tuple[Dict[int, List[Reference]], int]:
+    """What points at suspects and is neither a known holder nor no reference at all."""
+    if not len(suspects):
+        return {}, 0
+    prog: Program = index.prog
+    memory: Memory = index.memory
+    pages = page_index(prog, memory)
+    # Two objects can be in one memory block; targets must not overlap.
+    starts, first, block = np.unique(
+        objects.container[suspects], return_index=True, return_inverse=True
+    )
+    sizes = objects.size_bytes[suspects[first]].astype(np.uint64)
+    targets = Targets(starts, starts + sizes)
+    hits, coverage = scan(memory, pages, targets, progress)
+    virtual = virtual_map(prog, memory.page_map.page_size_bytes)
+    references = Attribution.of(prog, index, pages, virtual).references(targets, hits)
+    known = set(np.concatenate([group.words for group in holders]).tolist()) if holders else set()
+    to_block: Dict[int, List[Reference]] = {}
+    for reference in (*references, *register_references(prog, targets)):
+        if reference.non_reference is None and reference.address not in known:
+            to_block.setdefault(reference.target, []).append(reference)
+    pointers = {
+        int(suspect): to_block[int(number)]
+        for suspect, number in zip(suspects, block)
+        if int(number) in to_block
+    }
+    return pointers, coverage.pages_unread + sum(coverage.pages_absent.values())
