@@ -19,7 +19,7 @@ import pytest
 from tests import fake_target
 from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
 from vmcore_tools import cli, demo
-from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
 from vmcore_tools.errors import TargetError
 from vmcore_tools.model import Evidence, Kind
 from vmcore_tools.target import Target
@@ -41,6 +41,10 @@ def find_nothing(ctx: Context) -> Iterator[Any]:
     yield from ()
 
 
+def find_one(ctx: Context) -> Iterator[Any]:
+    yield fence(address=ctx.options["where"], driver=f"quick={ctx.options['quick']}", stack=None)
+
+
 def break_off(ctx: Context) -> Iterator[Any]:
     yield STACK
     yield leak()
@@ -59,8 +63,16 @@ CLEAN = Analysis("clean", find_nothing, (), ())
 ABSENT = Analysis("absent", find_nothing, (), (), requires=Requires(types=("struct nothing",)))
 BLIND = Analysis("blind", find_nothing, (), (), requires=Requires(symbols=("nothing",)))
 BROKEN_OFF = Analysis("broken-off", break_off, (Fence,), (LEAK,))
+ONE = Analysis(
+    "one",
+    find_one,
+    (Fence,),
+    (),
+    options=(Option("quick", "do it quickly", bool, default=False),),
+    argument=Argument("where", "ADDRESS", "where it is (100%)", lambda text: int(text, 16)),
+)
 
-ALL = (LEAKS, WAITS, CLEAN, ABSENT, BLIND, BROKEN_OFF)
+ALL = (LEAKS, WAITS, CLEAN, ABSENT, BLIND, BROKEN_OFF, ONE)
 
 
 @pytest.fixture
@@ -169,6 +181,13 @@ def test_no_target_is_an_error_never_the_live_kernel(
         (("triage", "-c", "x", "--limit", "-1"), "argument --limit: must be 0 or more"),
         (("triage", "-c", "x", "--limit", "x"), "argument --limit: invalid number value: 'x'"),
         (("run", "leaks", "-c", "x", "--rows", "x"), "argument --rows: invalid int value: 'x'"),
+        (("run", "one", "-c", "x"), "the following arguments are required: ADDRESS"),
+        (("run", "one", "x", "-c", "x"), "argument ADDRESS: invalid <lambda> value: 'x'"),
+        (
+            ("triage", "-c", "x", "--only", "one"),
+            "argument --only: no analysis 'one'; there are leaks, waits, clean, absent, blind,"
+            " broken-off",
+        ),
     ],
 )
 def test_usage_errors(argv: Sequence[str], error: str, capsys: Capture) -> None:
@@ -236,6 +255,30 @@ def test_an_analysis_has_its_own_options(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         cli.main(["run", "leaks", "--help"])
     assert "how many rows (100%)" in capsys.readouterr().out
+
+
+@USAGE
+def test_an_analysis_that_needs_an_argument(capsys: Capture) -> None:
+    for options, quick in (((), "False"), (("--quick",), "True")):
+        assert cli.main(["run", "one", "1f00", "-c", "x", "--format", "json", *options]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["tables"]["one"]["Fence"]["rows"]
+        assert (row["address"], row["driver"]) == ("0x1f00", f"quick={quick}")
+    cli.main(["list"])
+    assert "one ADDRESS: " in capsys.readouterr().out
+    cli.main(["explain", "one"])
+    assert (
+        "ADDRESS: where it is (100%)\n\nOptions:\n  --quick: do it quickly\n"
+        in capsys.readouterr().out
+    )
+
+
+@USAGE
+def test_triage_leaves_out_what_needs_an_argument(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(cli, "find_analyses", lambda: (CLEAN, ONE))
+    assert cli.main(["triage", "-c", "x", "--format", "json"]) == 0
+    assert [a["name"] for a in json.loads(capsys.readouterr().out)["analyses"]] == ["clean"]
 
 
 @USAGE

@@ -63,6 +63,14 @@ def test_triage_prints_and_returns_the_report(prog: Program, capsys: Capture) ->
     assert "\n2 findings: 1 error, 1 warning.\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", ["one 1f00", "run one 1f00"])
+def test_an_analysis_with_its_argument(prog: Program, line: str) -> None:
+    (table,) = command(prog, line).analyses[0].tables
+    assert [row.address for row in table.rows] == [0x1F00]
+    with pytest.raises(CommandArgumentError):
+        command(prog, line[:-4])
+
+
 @pytest.mark.parametrize("line", ["leaks --rows 7", "run leaks --rows 7"])
 def test_an_analysis_with_its_options(prog: Program, line: str, capsys: Capture) -> None:
     report = command(prog, f"{line} --format json --limit 2")

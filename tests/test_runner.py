@@ -14,7 +14,7 @@ from drgn import FaultError
 from tests import fake_target
 from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
 from vmcore_tools import runner
-from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.model import Evidence, Finding, Gap, Kind, Ref, Stack, Status
 
@@ -155,6 +155,13 @@ def test_options_are_the_given_ones_over_the_defaults() -> None:
     )
     fake_target.run_all(made, fake={"cpu": 3}, other={"min_age": 7})
     assert seen == [{"min_age": 5, "cpu": 3}]
+
+
+def test_without_its_argument_an_analysis_does_not_run() -> None:
+    made = yields(fence(stack=None), argument=Argument("where", "ADDRESS", ""))
+    assert not made.in_triage
+    assert outcome(made) == (Status.SKIPPED, "no ADDRESS was given")
+    assert outcome(made, fake={"where": "x"}) == (Status.OK, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,11 @@ Progress = Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of one analysis: ``--name`` on the command line."""
+    """
+    An option of one analysis: ``--name`` on the command line.
+
+    Of the type :class:`bool` it is a flag, without a value.
+    """
 
     name: str  #: with dashes
     help: str
@@ -39,6 +43,16 @@ class Option:
     @property
     def key(self) -> str:
         return self.name.replace("-", "_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """What an analysis must be given, behind its name on the command line."""
+
+    name: str  #: the key in :attr:`Context.options`
+    metavar: str  #: what the help calls it
+    help: str
+    type: Callable[[str], Any] = str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Context:
     prog: Program
     memory: Memory  #: the pages that the target holds, and bulk reads of them
     coverage: Coverage  #: where it counts what it could not read
-    options: Mapping[str, Any]  #: by :attr:`Option.key`
+    options: Mapping[str, Any]  #: by :attr:`Option.key` and :attr:`Argument.name`
     progress: Progress
 
 
@@ -74,6 +88,12 @@ class Analysis:
     rules: Tuple[Rule, ...]
     options: Tuple[Option, ...] = ()
     requires: Requires = Requires()
+    argument: Optional[Argument] = None
+
+    @property
+    def in_triage(self) -> bool:
+        """Whether it can run unasked."""
+        return self.argument is None
 
     @property
     def doc(self) -> str:

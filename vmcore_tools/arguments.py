@@ -67,22 +67,30 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_analysis_options(parser: argparse.ArgumentParser, analysis: Analysis) -> None:
+    if analysis.argument is not None:
+        parser.add_argument(
+            _PREFIX + analysis.argument.name,
+            metavar=analysis.argument.metavar,
+            type=analysis.argument.type,
+            help=_help(analysis.argument.help),
+        )
     if not analysis.options:
         return
     group = parser.add_argument_group(f"options of {analysis.name}")
     for option in analysis.options:
+        kind: Dict[str, Any] = {"type": option.type, "metavar": option.metavar}
         group.add_argument(
             f"--{option.name}",
             dest=_PREFIX + option.key,
             # Absent unless given: the runner knows the defaults.
             default=argparse.SUPPRESS,
-            type=option.type,
-            metavar=option.metavar,
             help=_help(option.help),
+            **({"action": "store_true"} if option.type is bool else kind),
         )
 
 
 def add_only_option(parser: argparse.ArgumentParser, analyses: Sequence[Analysis]) -> None:
+    analyses = [analysis for analysis in analyses if analysis.in_triage]
     by_name = {analysis.name: analysis for analysis in analyses}
 
     def selection(text: str) -> Tuple[Analysis, ...]:
@@ -108,10 +116,11 @@ def request(args: argparse.Namespace, analyses: Sequence[Analysis]) -> Request:
     """What the parsed arguments ask for; options are those of a single analysis."""
     options: Dict[str, Mapping[str, Any]] = {}
     if len(analyses) == 1:
+        keys = [option.key for option in analyses[0].options]
+        if analyses[0].argument is not None:
+            keys.append(analyses[0].argument.name)
         options[analyses[0].name] = {
-            option.key: getattr(args, _PREFIX + option.key)
-            for option in analyses[0].options
-            if hasattr(args, _PREFIX + option.key)
+            key: getattr(args, _PREFIX + key) for key in keys if hasattr(args, _PREFIX + key)
         }
     limit = DEFAULT_LIMIT[args.format] if args.limit is None else args.limit
     return Request(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _USAGE = """\
 vmcore triage [--only A,B] [OPTION...]
-       vmcore ANALYSIS [OPTION...]
+       vmcore ANALYSIS [ARGUMENT] [OPTION...]
        vmcore list
        vmcore explain NAME
        vmcore info"""

@@ -18,7 +18,8 @@ def list_page(analyses: Sequence[Analysis]) -> str:
 
 
 def _list_lines(analysis: Analysis) -> Iterator[str]:
-    yield f"{analysis.name}: {analysis.summary}"
+    argument = "" if analysis.argument is None else f" {analysis.argument.metavar}"
+    yield f"{analysis.name}{argument}: {analysis.summary}"
     for rule in analysis.rules:
         yield f"  {rule.id} {rule.severity.name.lower():<8} {rule.slug}: {rule.summary}"
 
@@ -36,11 +37,14 @@ def explain_page(analyses: Sequence[Analysis], name: str) -> Optional[str]:
 
 def _analysis_page(analysis: Analysis) -> str:
     lines = [f"{analysis.name}: {analysis.doc}"]
+    if analysis.argument is not None:
+        lines += ["", f"{analysis.argument.metavar}: {analysis.argument.help}"]
     if analysis.options:
         lines += ["", "Options:"]
         for option in analysis.options:
+            value = "" if option.type is bool else f" {option.metavar or option.key.upper()}"
             lines += textwrap.wrap(
-                f"--{option.name} {option.metavar or option.key.upper()}: {option.help}",
+                f"--{option.name}{value}: {option.help}",
                 _WIDTH,
                 initial_indent="  ",
                 subsequent_indent="      ",

@@ -166,12 +166,15 @@ def _run_one(
     )
     status, reason = Status.OK, None
     start = time.monotonic()
+    argument = analysis.argument
     # The boundary that isolates analyses from each other: here, and nowhere
     # else, every exception is caught, and it is shown as a failure.
     try:
         unmet = _unmet(target, analysis.requires)
         if unmet is not None:
             return _did_not_run(analysis, *unmet)
+        if argument is not None and argument.name not in options:
+            return _did_not_run(analysis, Status.SKIPPED, f"no {argument.metavar} was given")
         for item in analysis.analyze(context):
             collector.add(item)
     except KeyboardInterrupt:
