@@ -32,7 +32,7 @@ from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.object_types import Certainty, ObjectTypes, is_kmalloc, object_types
 from vmcore_tools.kernel.slab import SlabCache, SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
-from vmcore_tools.model import Absent, Kind, Maybe, Stack, column
+from vmcore_tools.model import Absent, Kind, Maybe, column
 
 #: Caches that are looked at if none is named.
 _CACHES_DEFAULT = 10
