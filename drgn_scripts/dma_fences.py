@@ -35,7 +35,15 @@ from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Analysis, Context, Requires
 from vmcore_tools.frames import stack_of_addresses
-from vmcore_tools.kernel.audit import Audit, Counted, Holders, Verdict, audit, count_by_address
+from vmcore_tools.kernel.audit import (
+    Audit,
+    Counted,
+    Holders,
+    Verdict,
+    audit,
+    count_by_address,
+    with_likely_leaks,
+)
 from vmcore_tools.kernel.dma_fence import (
     DMA_FENCE,
     Fences,
@@ -103,7 +111,9 @@ stacks and the fence itself do not count.
 others are also held rightly by somebody, and become such when he lets go.
 
 It is `proven` if no pointer was found and every page that could hold one was
-read; `likely` if such pages are not in the dump.""",
+read; `likely` if such pages are not in the dump. An object to which a single
+stray pointer is found is likely leaked if others of its type are proven to be;
+`references_proven` and `references_likely` tell how many.""",
 )
 UNKNOWN_HOLDER = Rule(
     id="VT202",
@@ -161,9 +171,9 @@ class _Result:
     virtio_gpu: npt.NDArray[np.bool_]
     last_completed: npt.NDArray[np.int64]
 
-    def in_state(self, verdict: Verdict) -> npt.NDArray[np.int64]:
-        """Positions of the fences with a verdict."""
-        return np.flatnonzero(self.audit.verdict == verdict)
+    def with_verdict(self, *verdicts: Verdict) -> npt.NDArray[np.int64]:
+        """Positions of the fences with one of these verdicts."""
+        return np.flatnonzero(np.isin(self.audit.verdict, list(verdicts)))
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
@@ -172,7 +182,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
     found = find_embedded(index, kinds)
     result = _audit_fences(ctx, index, fences(ctx.prog, found[DMA_FENCE]), found.get(GEM_OBJECT))
     _count_gaps(ctx, index, result)
-    yield from _findings(ctx, index, result, Verdict.LEAKED)
+    yield from _findings(ctx, index, result, Verdict.LEAKED, Verdict.LIKELY_LEAKED)
     yield from _findings(ctx, index, result, Verdict.UNKNOWN_HOLDER)
     yield from _rows(index, result)
 
@@ -217,6 +227,7 @@ def _audit_fences(
     sizes = np.array([cache.object_size_bytes for cache in index.caches], dtype=np.int64)
     objects = Counted(found.address, found.container, sizes[found.cache], all_fences.refcount)
     result = audit(index, objects, virtio_gpu | arrays, holders, ctx.progress)
+    result = with_likely_leaks(result, found.ops)
     return _Result(all_fences, result, virtio_gpu, last_completed)
 
 
@@ -304,20 +315,20 @@ def _count_gaps(ctx: Context, index: SlabIndex, result: _Result) -> None:
         ctx.coverage.gap("slab", problem.reason, problem.address)
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
-    others = len(result.in_state(Verdict.NOT_JUDGED))
+    others = len(result.with_verdict(Verdict.NOT_JUDGED))
     if others:
         ctx.coverage.gap("dma_fence", _NOT_JUDGED, count=others)
     if result.audit.pages_unread:
         ctx.coverage.gap("kernel page", "it is not in the dump", count=result.audit.pages_unread)
 
 
-def _findings(ctx: Context, index: SlabIndex, result: _Result, verdict: Verdict) -> Iterator[Any]:
-    chosen = result.in_state(verdict)
+def _findings(ctx: Context, index: SlabIndex, result: _Result, *verdicts: Verdict) -> Iterator[Any]:
+    chosen = result.with_verdict(*verdicts)
     found = result.fences.found
     keys = list(zip(found.ops[chosen].tolist(), found.cache[chosen].tolist()))
     for ops, cache_number in sorted(set(keys), key=lambda key: (found.tables[key[0]], key[1])):
         group = chosen[[key == (ops, cache_number) for key in keys]]
-        if verdict == Verdict.LEAKED:
+        if Verdict.LEAKED in verdicts:
             yield from _leak(ctx, index, result, group)
         else:
             yield _unknown_holder(index, result, group)
@@ -335,9 +346,14 @@ def _leak(
     ops_name, type_name = found.tables[int(found.ops[group[0]])], _type_name(result, group[0])
     references = result.audit.left[group]
     only_leaked = every.refcount[group] == references
-    explained = result.in_state(Verdict.EXPLAINED)
+    explained = result.with_verdict(Verdict.EXPLAINED)
+    proven = references[np.isin(group, result.with_verdict(Verdict.LEAKED))]
+    if result.audit.pages_unread:
+        proven = proven[:0]
     evidence = [
         Evidence("references_leaked", Kind.COUNT, int(references.sum())),
+        Evidence("references_proven", Kind.COUNT, int(proven.sum())),
+        Evidence("references_likely", Kind.COUNT, int(references.sum() - proven.sum())),
         Evidence("objects", Kind.COUNT, len(group)),
         Evidence("objects_only_leaked", Kind.COUNT, int(only_leaked.sum())),
         Evidence("size_bytes", Kind.BYTES, int(only_leaked.sum()) * cache.size_bytes),
@@ -364,22 +380,28 @@ def _leak(
     if allocators.evidence:
         message += ", allocated by {allocating_comms} in {allocating_function}"
         evidence += allocators.evidence
-    proven = not result.audit.pages_unread
-    message += (
-        "; no other pointer to them is in all of kernel memory."
-        if proven
-        else "; {pages_unread} pages that could hold a pointer to them are not in the dump."
-    )
+    if result.audit.pages_unread:
+        message += "; {pages_unread} pages that could hold a pointer to them are not in the dump."
+        unread: Tuple[str, ...] = ("kernel pages that are not in the dump",)
+    elif len(proven) < len(group):
+        message += (
+            "; {references_proven} are proven, as no other pointer to their objects is in all of "
+            "kernel memory; the objects of the other {references_likely} have a stray one."
+        )
+        unread = ("what the stray pointers mean",)
+    else:
+        message += "; no other pointer to them is in all of kernel memory."
+        unread = ()
     yield Finding(
         rule=LEAKED,
-        confidence=Confidence.PROVEN if proven else Confidence.LIKELY,
+        confidence=Confidence.PROVEN if len(proven) else Confidence.LIKELY,
         message=message,
         subject=Ref(type_name, ops_name, int(found.address[group[0]])),
         evidence=tuple(evidence),
         signature_key=(type_name, *allocators.signature),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         stacks=tuple(stack.id for stack in allocators.stacks),
-        unread=() if proven else ("kernel pages that are not in the dump",),
+        unread=unread,
     )
 
 
@@ -487,7 +509,7 @@ def _rows(index: SlabIndex, result: _Result) -> Iterator[Fence]:
     order = np.lexsort((found.address, every.seqno, every.context, -audited.left))
     for i in order.tolist():
         is_virtio_gpu = bool(result.virtio_gpu[i])
-        verdict = audited.verdict[i]
+        verdict = Verdict(int(audited.verdict[i]))
         held = {f"held_by_{kind}": int(audited.holders.get(kind, nobody)[i]) for kind in _HOLDERS}
         yield Fence(
             address=int(found.address[i]),
@@ -502,7 +524,7 @@ def _rows(index: SlabIndex, result: _Result) -> Iterator[Fence]:
             refcount=int(every.refcount[i]),
             **held,
             unexplained=not_judged if verdict == Verdict.NOT_JUDGED else int(audited.left[i]),
-            verdict=verdict.value,
+            verdict=verdict.text,
             cache=index.caches[found.cache[i]].name,
         )
 

@@ -69,15 +69,20 @@ class Holders:
     words: U64
 
 
-class Verdict(enum.Enum):
+class Verdict(enum.IntEnum):
     """What becomes of an object's references."""
 
-    EXPLAINED = "explained"  #: as many holders as references
-    FREEING = "freeing"  #: the count is 0
-    LEAKED = "leaked"  #: too few holders, and nothing else points at it
-    IN_USE = "in use"  #: too few holders, but a running or sleeping task has it
-    UNKNOWN_HOLDER = "unknown holder"  #: too few holders, but something points at it
-    NOT_JUDGED = "not judged"  #: its own driver's holders are not known
+    EXPLAINED = 0  #: as many holders as references
+    FREEING = 1  #: the count is 0
+    LEAKED = 2  #: too few holders, and nothing else points at it
+    LIKELY_LEAKED = 3  #: as its likes, but for a stray pointer
+    IN_USE = 4  #: too few holders, but a running or sleeping task has it
+    UNKNOWN_HOLDER = 5  #: too few holders, but something points at it
+    NOT_JUDGED = 6  #: its own driver's holders are not known
+
+    @property
+    def text(self) -> str:
+        return self.name.lower().replace("_", " ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Audit:
 
     :ivar holders: kind to int64 array: references of that kind
     :ivar left: int64: references without a holder, 0 where not judged
-    :ivar verdict: an object array of :class:`Verdict`
+    :ivar verdict: int8 array of :class:`Verdict`
     :ivar pointers: position of an object to what unexplained words point at it
     :ivar pages_unread: pages of kernel memory that the scan could not read,
         and that could hold a pointer; a leak is proven only if it is 0
@@ -95,7 +100,7 @@ class Audit:
 
     holders: Dict[str, Counts]
     left: Counts
-    verdict: npt.NDArray[Any]
+    verdict: npt.NDArray[np.int8]
     pointers: Dict[int, List[Reference]]
     pages_unread: int
 
@@ -137,7 +142,7 @@ def audit(
     total = np.sum(list(counts.values()), axis=0) if counts else np.zeros_like(objects.refcount)
     freeing = objects.refcount <= 0
     left = np.where(judged & ~freeing, np.maximum(objects.refcount - total, 0), 0)
-    verdict = np.full(len(left), Verdict.EXPLAINED, dtype=object)
+    verdict = np.full(len(left), Verdict.EXPLAINED, dtype=np.int8)
     verdict[~judged] = Verdict.NOT_JUDGED
     verdict[freeing] = Verdict.FREEING
     suspects = np.flatnonzero(left)
@@ -145,6 +150,24 @@ def audit(
     for i in suspects.tolist():
         verdict[i] = _verdict(pointers.get(i, ()))
     return Audit(counts, left, verdict, pointers, pages_unread)
+
+
+def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
+    """
+    Take objects with unknown pointers for leaked where their likes are.
+
+    Memory that was not cleared has stray pointers. If objects of the same kind
+    are proven to leak, one with such a pointer is more likely another of them
+    than held by a holder that none of the others has.
+
+    :param kinds: array of shape (n,): what makes objects alike
+    """
+    leaking = set(kinds[result.verdict == Verdict.LEAKED].tolist())
+    verdict = result.verdict.copy()
+    for i in np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist():
+        if kinds[i] in leaking:
+            verdict[i] = Verdict.LIKELY_LEAKED
+    return dataclasses.replace(result, verdict=verdict)
 
 
 def _verdict(pointers: Sequence[Reference]) -> Verdict:
