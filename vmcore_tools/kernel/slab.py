@@ -25,7 +25,7 @@ from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.layout import bit_field, field_dtype
-from vmcore_tools.kernel.page import direct_map_offset, page_index
+from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.slub_freelist import FreelistLayout, HardenedVotes, follow_freelists
 
 U64 = npt.NDArray[np.uint64]
@@ -268,6 +268,16 @@ class SlabIndex:
                 if not head:
                     continue
                 row = int(self.find(np.array([head], dtype=np.uint64))[0])
+                if row < 0 and self._has_unread_struct(head):
+                    self.problems.append(
+                        SlabProblem(
+                            address,
+                            cache.name,
+                            "the slab of a CPU's free object is not in the dump",
+                            SlabFault.UNREAD,
+                        )
+                    )
+                    continue
                 if row < 0 or self.caches[self.cache[row]] is not cache:
                     self.problems.append(
                         SlabProblem(
@@ -280,6 +290,13 @@ class SlabIndex:
                     continue
                 lists.setdefault(row, []).append(head)
         return lists
+
+    def _has_unread_struct(self, address: int) -> bool:
+        """Whether the page structure of an address of the direct map is not in the dump."""
+        pages = page_index(self.prog, self.memory)
+        pfn = (address - direct_map_offset(self.prog)) // self.memory.page_map.page_size_bytes
+        inside = bool(((pages.ranges[:, 0] <= pfn) & (pfn < pages.ranges[:, 1])).any())
+        return inside and int(pages.kind_of(np.array([pfn]))[0]) == PageClass.UNREAD
 
     def _read_sheaves(self) -> Dict[int, U64]:
         """
