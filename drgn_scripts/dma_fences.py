@@ -33,7 +33,7 @@ from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.pid import find_task
 
-from vmcore_tools.analysis import Analysis, Context, Requires
+from vmcore_tools.analysis import Analysis, Context, ManyRows, Requires
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.audit import (
     Audit,
@@ -184,7 +184,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
     _count_gaps(ctx, index, result)
     yield from _findings(ctx, index, result, Verdict.LEAKED, Verdict.LIKELY_LEAKED)
     yield from _findings(ctx, index, result, Verdict.UNKNOWN_HOLDER)
-    yield from _rows(index, result)
+    yield ManyRows(Fence, len(result.fences.found.address), _rows(index, result))
 
 
 def _has_gem(prog: Program) -> bool:

@@ -14,7 +14,7 @@ from drgn import FaultError
 from tests import fake_target
 from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
 from vmcore_tools import runner
-from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
+from vmcore_tools.analysis import Analysis, Argument, Context, ManyRows, Option, Requires
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.model import Evidence, Finding, Gap, Kind, Ref, Stack, Status
 
@@ -64,6 +64,31 @@ def test_limit_keeps_the_first_rows_and_counts_all() -> None:
     (table,) = result.tables
     assert [row.address for row in table.rows] == list(range(20))
     assert table.total == 5107
+
+
+def test_many_rows_are_counted_and_only_those_under_the_limit_are_made() -> None:
+    made: List[int] = []
+
+    def rows() -> Iterator[Fence]:
+        for i in range(1_000_000):
+            made.append(i)
+            yield fence(address=i, stack=None)
+
+    many = ManyRows(Fence, 1_000_000, rows())
+    (result,) = fake_target.run_all(yields(fence(address=7, stack=None), many), limit=3).analyses
+    (table,) = result.tables
+    assert [row.address for row in table.rows] == [7, 0, 1]
+    assert table.total == 1_000_001
+    assert made == [0, 1]
+
+
+def test_many_rows_of_a_type_that_is_no_table_fail() -> None:
+    status, reason = outcome(yields(ManyRows(int, 1, [1])))
+    assert status is Status.FAILED
+    assert "none of its tables" in reason
+    status, reason = outcome(yields(ManyRows(Fence, 1, [1])))
+    assert status is Status.FAILED
+    assert "have a int among them" in reason
 
 
 def test_stacks_of_dropped_rows_are_dropped() -> None:

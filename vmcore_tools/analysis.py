@@ -81,6 +81,20 @@ class Context:
 
 
 @dataclasses.dataclass(frozen=True)
+class ManyRows:
+    """
+    Rows of one type, counted without being made.
+
+    An analysis that would make a row for each of a million objects yields
+    this instead; no more rows are taken than ``--limit`` asks for.
+    """
+
+    row_type: type
+    total: int
+    rows: Iterable[Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Analysis:
     name: str
     analyze: Callable[[Context], Iterator[Any]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import itertools
 import pkgutil
 import string
 import sys
@@ -30,7 +31,7 @@ from typing import (
 )
 
 from vmcore_tools import __version__
-from vmcore_tools.analysis import Analysis, Context, Progress, Requires
+from vmcore_tools.analysis import Analysis, Context, ManyRows, Progress, Requires
 from vmcore_tools.model import (
     Absent,
     AnalysisResult,
@@ -274,6 +275,8 @@ class _Collector:
         elif isinstance(item, Finding):
             self._check_finding(item)
             self.findings.append(item)
+        elif isinstance(item, ManyRows) and item.row_type in self._rows:
+            self._rows[item.row_type].add_many(item)
         elif type(item) in self._rows:
             self._rows[type(item)].add(item)
         else:
@@ -346,6 +349,17 @@ class _Rows:
             raise ContractError(
                 f"the table {self.row_type.__name__} is no dataclass whose fields are columns"
             ) from None
+
+    def add_many(self, many: ManyRows) -> None:
+        wanted = None if self.limit is None else max(0, self.limit - len(self.rows))
+        for row in itertools.islice(many.rows, wanted):
+            if type(row) is not self.row_type:
+                raise ContractError(
+                    f"rows of {self.row_type.__name__} have a {type(row).__name__} among them"
+                )
+            self.add(row)
+            self.total -= 1
+        self.total += many.total
 
     def add(self, row: Any) -> None:
         self.total += 1

@@ -9,11 +9,11 @@ absent page, and say which bytes they could not get.
 from __future__ import annotations
 
 import dataclasses
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Program
+from drgn import FaultError, Program, ProgramFlags
 
 from vmcore_tools.dump.page_map import PageMap
 
@@ -23,6 +23,9 @@ Pfns = npt.NDArray[np.uint64]
 
 #: Bytes read at once. Larger reads gain nothing, smaller ones cost a call each.
 CHUNK_BYTES = 1 << 20
+#: A target that holds no more than this is kept as it is read, since each
+#: analysis reads most of it again.
+_KEPT_BYTES_MAX = 256 << 20
 #: A virtual read that fails is retried in pieces down to the page size.
 _VIRTUAL_CHUNK_BYTES = 1 << 16
 
@@ -38,6 +41,9 @@ class Memory:
 
     prog: Program
     page_map: PageMap
+    _kept: Dict[int, Tuple[Bytes, Flags]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def read_pages(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
         """
@@ -47,6 +53,34 @@ class Memory:
         :return: uint8 array of shape (n, page size), and bool array of shape
             (n,): which rows were read; the others are zero
         """
+        if self._keeps():
+            return self._kept_pages(pfns)
+        return self._read_present(pfns)
+
+    def _keeps(self) -> bool:
+        # A live target changes: what was read before is not what is there now.
+        live = bool(self.prog.flags & ProgramFlags.IS_LIVE)
+        size_bytes = self.page_map.present_pages * self.page_map.page_size_bytes
+        return not live and size_bytes <= _KEPT_BYTES_MAX
+
+    def _kept_pages(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
+        """As :meth:`read_pages`, by blocks of pages that are read once."""
+        page_size = self.page_map.page_size_bytes
+        data = np.zeros((len(pfns), page_size), dtype=np.uint8)
+        read = np.zeros(len(pfns), dtype=bool)
+        block_pages = np.uint64(max(1, CHUNK_BYTES // page_size))
+        blocks, starts = np.unique(pfns // block_pages, return_index=True)
+        for block, start, end in zip(blocks.tolist(), starts, [*starts[1:], len(pfns)]):
+            if block not in self._kept:
+                first = block * int(block_pages)
+                frames = np.arange(first, first + int(block_pages), dtype=np.uint64)
+                self._kept[block] = self._read_present(frames)
+            rows = (pfns[start:end] % block_pages).astype(np.int64)
+            data[start:end] = self._kept[block][0][rows]
+            read[start:end] = self._kept[block][1][rows]
+        return data, read
+
+    def _read_present(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
         page_size = self.page_map.page_size_bytes
         data = np.zeros((len(pfns), page_size), dtype=np.uint8)
         read = np.zeros(len(pfns), dtype=bool)
