@@ -31,8 +31,9 @@ class ShippedDump:
 def _open(name: str) -> ShippedDump:
     files = demo.unpack(name)
     opened = target.open_core(files.vmcore, files.symbols)
+    analyses = [analysis for analysis in runner.find_analyses() if analysis.in_triage]
     report = runner.run(
-        opened, runner.find_analyses(), {}, limit=None, progress=lambda items, _what, _total: items
+        opened, analyses, {}, limit=None, progress=lambda items, _what, _total: items
     )
     return ShippedDump(name, files, json.loads(files.truth.read_text()), opened, report)
 

@@ -9,7 +9,8 @@ In this order, and each only for objects that nothing before it has named:
 2. operations tables: a pointer to a table tells the structure that has it
    (:mod:`vmcore_tools.kernel.embedding`);
 3. typed pointers: what a ``struct x *`` in an object of a known type points
-   to, if it is the start of an object in which an x fits.
+   to, if it is the start of an object in which an x fits; and what a ``x **``
+   points to is an array of pointers.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class _Typing:
         self._structs: Dict[int, Type] = {}
         self._pointers: Dict[str, Tuple[Ints, Ints]] = {}
         #: What typed pointers point to: type name to (position, type).
-        self._targets: Dict[str, Tuple[int, Type]] = {}
+        self._targets: Dict[str, Tuple[int, _Pointed]] = {}
         caches = index.caches
         kmalloc = np.array([is_kmalloc(cache) for cache in caches], dtype=bool)
         self._kmalloc_rows = np.flatnonzero(kmalloc[index.cache])
@@ -354,39 +355,45 @@ class _Typing:
         self, batch: SlabBatch, type_: Type, slab: Ints, which: Ints
     ) -> npt.NDArray[np.int64]:
         """
-        Objects without a name that are pointed to.
+        Objects that are pointed to, those without a name or that it speaks against.
 
         :return: int64 array of shape (2, m): position of the object, and what
             type the pointer has, as a position in ``self._targets``
         """
         offsets, targets = self._pointer_members(type_)
+        inside = offsets + 8 <= batch.cache.object_size_bytes
+        offsets, targets = offsets[inside], targets[inside]
         words = batch.data.view(np.uint64)
         start = batch.cache.red_left_pad_bytes + which * batch.cache.size_bytes
         at = self._positions(words[slab[:, None], (start[:, None] + offsets) // 8])
-        hit, column = np.nonzero((at >= 0) & (self._number[at] == 0))
+        array = np.array([target.struct is None for _, target in self._targets.values()])
+        # An array of pointers is no structure, whatever table it has in it.
+        hit, column = np.nonzero((at >= 0) & ((self._number[at] == 0) | array[targets]))
         pairs: npt.NDArray[np.int64] = np.stack((at[hit, column], targets[column]))
         return np.unique(pairs, axis=1)
 
     def _pointer_members(self, type_: Type) -> Tuple[Ints, Ints]:
-        """Offsets of pointers to structures, and positions in ``self._targets``."""
+        """Offsets of pointers, and positions in ``self._targets``."""
         name = type_.type_name()
         if name not in self._pointers:
             found = []
             for member in members(type_):
-                target = pointed_struct(member.type)
-                if target is None or target.tag in _LINKS or member.offset % 8:
-                    continue
-                key = target.type_name()
-                self._targets.setdefault(key, (len(self._targets), target))
-                found.append((member.offset, self._targets[key][0]))
+                target = _pointed_type(member.type)
+                if target is not None and member.offset % 8 == 0:
+                    number = self._targets.setdefault(target.name, (len(self._targets), target))[0]
+                    found.append((member.offset, number))
             pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
             self._pointers[name] = (pairs[:, 0], pairs[:, 1])
         return self._pointers[name]
 
     def _name_pointed(self, at: Ints, target: Ints) -> Ints:
         types = [type_ for _, type_ in self._targets.values()]
+        free = self._number[at] == 0
+        for i, which in zip(at[~free].tolist(), target[~free].tolist()):
+            self._contest(i, types[which])
+        at, target = at[free], target[free]
         size = np.array([type_.size for type_ in types] or [0], dtype=np.int64)[target]
-        grows = np.array([has_flexible_array(t) for t in types] or [False], dtype=bool)[target]
+        grows = np.array([type_.grows for type_ in types] or [False], dtype=bool)[target]
         largest = np.array([c.object_size_bytes for c in self._index.caches], dtype=np.int64)
         smallest = np.zeros(len(largest), dtype=np.int64)
         for which, least in self._smallest.items():
@@ -405,14 +412,58 @@ class _Typing:
         for kind, sure in sorted(set(zip(target.tolist(), alone.tolist()))):
             type_ = types[kind]
             named = ObjectType(
-                type_.type_name(),
+                type_.name,
                 Certainty.LIKELY if sure else Certainty.SUSPECTED,
-                f"a {type_.type_name()} * points to it",
+                f"a {type_.pointer} points to it",
             )
             mine = (target == kind) & (alone == sure)
-            number[mine] = self._type_number(named, type_ if sure else None)
+            number[mine] = self._type_number(named, type_.struct if sure else None)
         self._number[at[order]] = number[order]
         return np.unique(at)
+
+    def _contest(self, at: int, pointed: _Pointed) -> None:
+        """
+        Doubt a type that an operations table gave.
+
+        The table may be what is left of the object before, behind the end of
+        a small array: on arm64 the smallest object has 128 bytes.
+        """
+        known = list(self._types)[self._number[at]]
+        if known.certainty is Certainty.LIKELY:
+            self._number[at] = self._type_number(
+                ObjectType(
+                    f"{known.name} or {pointed.name}",
+                    Certainty.SUSPECTED,
+                    f"{known.how}, but a {pointed.pointer} points to it",
+                )
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pointed:
+    """
+    What a typed pointer points to.
+
+    *struct* is None for an array of pointers; *grows*: it may be larger than *size*.
+    """
+
+    name: str
+    pointer: str
+    size: int
+    grows: bool
+    struct: Optional[Type]
+
+
+def _pointed_type(type_: Type) -> Optional[_Pointed]:
+    struct = pointed_struct(type_)
+    if struct is not None and struct.tag not in _LINKS:
+        name = struct.type_name()
+        return _Pointed(name, f"{name} *", struct.size or 0, has_flexible_array(struct), struct)
+    if type_.kind == TypeKind.POINTER and type_.type.unaliased_kind() == TypeKind.POINTER:
+        element = type_.type.unqualified()
+        size = element.unaliased().size or 0
+        return _Pointed(f"array of {element.type_name()}", type_.type_name(), size, True, None)
+    return None
 
 
 def _object_words(batch: SlabBatch, values: U64) -> Tuple[Ints, Ints, Ints, U64]:
@@ -505,7 +556,7 @@ def _sync_files(index: SlabIndex) -> Iterator[Tuple[str, U64]]:
 
 
 def _type_of_cache(prog: Program, cache: SlabCache) -> Optional[Type]:
-    """The structure that a cache is named after and that has exactly its size."""
+    """The structure that a cache is named after and that has its size."""
     # Memory cgroups' copies were called "dentry(123:name)" up to v5.8.
     name = cache.name.partition("(")[0]
     stem = re.sub(r"(_head)?(_cachep?|_jar)$", "", name)
@@ -514,7 +565,13 @@ def _type_of_cache(prog: Program, cache: SlabCache) -> Optional[Type]:
             type_ = prog.type(f"struct {tag}")
         except (LookupError, SyntaxError):
             continue
-        if type_.is_complete() and type_.size == cache.object_size_bytes:
+        if type_.kind != TypeKind.STRUCT or not type_.is_complete():
+            continue
+        # The end of a task_struct depends on the CPU, that of an mm_struct on
+        # how many there are.
+        if type_.size == cache.object_size_bytes or (
+            tag == name and cache.object_size_bytes < 2 * type_.size < 4 * cache.object_size_bytes
+        ):
             return type_
     return None
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import Object, Program, sizeof
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.mm import for_each_valid_page_range
-from drgn.helpers.linux.sched import task_on_cpu
+from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.sched import idle_task, task_on_cpu
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
@@ -224,7 +226,10 @@ class Attribution:
     """
     What attributing hits needs to know of a kernel.
 
-    :ivar stacks: address of a kernel stack to its ``struct task_struct *``
+    :ivar stacks: address of a kernel stack to its ``struct task_struct *``,
+        those of the idle tasks included
+    :ivar stack_bytes: THREAD_SIZE, which stacks are aligned to
+    :ivar free_stacks: addresses of stacks that are kept for new tasks
     :ivar page_structs: address ranges of the page structures themselves
     :ivar kmemleak: position of kmemleak's cache in the index, None without it
     """
@@ -233,6 +238,8 @@ class Attribution:
     pages: PageIndex
     virtual: VirtualMap
     stacks: Dict[int, Object]
+    stack_bytes: int
+    free_stacks: FrozenSet[int]
     page_structs: Tuple[Tuple[int, int], ...]
     kmemleak: Optional[int]
 
@@ -250,7 +257,9 @@ class Attribution:
             index,
             pages,
             virtual,
-            {stack_range(task)[0]: task for task in for_each_bounded_task(prog)},
+            {stack_range(task)[0]: task for task in _for_each_task_and_idle(prog)},
+            prog["THREAD_SIZE"].value_(),
+            frozenset(_free_stacks(prog)),
             tuple(
                 (mem_map.value_() + start * size, mem_map.value_() + end * size)
                 for start, end, mem_map in for_each_valid_page_range(prog)
@@ -273,9 +282,14 @@ class Attribution:
                 continue
             address = self.virtual.address_of(int(hits.physical[i]))
             kind = PageClass(int(kinds[i]))
-            result.append(
-                self._in_direct_map(word, kind) if address is None else self._mapped(word, address)
-            )
+            low = (address or word.address) // self.stack_bytes * self.stack_bytes
+            if low in self.stacks:
+                word = dataclasses.replace(word, address=address or word.address)
+                result.append(self._on_stack(word, low))
+            elif address is None:
+                result.append(self._in_direct_map(word, kind))
+            else:
+                result.append(self._mapped(word, address))
         return result
 
     def _in_slab(self, targets: Targets, word: _Word, row: int, state: int) -> Reference:
@@ -308,8 +322,20 @@ class Attribution:
         reason = "no one holds the page" if kind == PageClass.IDLE else None
         if kind == PageClass.PAGE_TABLE:
             reason = "it is a page table's entry"
+        elif kind == PageClass.SLAB and self._behind_objects(word.address):
+            reason = "it is the unused rest of a slab"
         place = Place.PAGE_TABLE if kind == PageClass.PAGE_TABLE else Place.PAGES
         return word.reference(place, kind.name.lower(), container, word.address - container, reason)
+
+    def _behind_objects(self, address: int) -> bool:
+        """Whether an address that is in no slab object is behind the last one of a slab."""
+        row = int(np.searchsorted(self.index.address, np.uint64(address), side="right")) - 1
+        if row < 0:
+            return False
+        order = self.index.caches[self.index.cache[row]].orders.get(int(self.index.objects[row]))
+        page_size = self.index.memory.page_map.page_size_bytes
+        start = int(self.index.address[row]) // page_size * page_size
+        return order is not None and address < start + (page_size << order)
 
     def _mapped(self, word: _Word, address: int) -> Reference:
         """The word is in the kernel image or in a vmalloc area."""
@@ -322,8 +348,6 @@ class Attribution:
                     "it is the page allocator's own data",
                 )  # fmt: skip
         area = self.virtual.area_at(address)
-        if area is not None and area.start in self.stacks:
-            return self._on_stack(word, area.start)
         try:
             symbol = prog.symbol(address)
         except LookupError:
@@ -338,8 +362,9 @@ class Attribution:
                 place, symbol.name, symbol.address, address - symbol.address, None
             )
         if area is not None:
+            reason = "it is a stack that no task has" if area.start in self.free_stacks else None
             return word.reference(
-                Place.VMALLOC, _caller(prog, area.caller), area.start, address - area.start, None
+                Place.VMALLOC, _caller(prog, area.caller), area.start, address - area.start, reason
             )
         return word.reference(Place.IMAGE, "kernel image", 0, address, None)
 
@@ -376,13 +401,32 @@ def _caller(prog: Program, address: int) -> str:
         return "vmalloc area"
 
 
+def _for_each_task_and_idle(prog: Program) -> Iterator[Object]:
+    """All tasks; the idle tasks, one for each CPU, have no PID."""
+    yield from for_each_bounded_task(prog)
+    for cpu in for_each_possible_cpu(prog):
+        yield idle_task(prog, cpu)
+
+
+def _free_stacks(prog: Program) -> Iterator[int]:
+    """The stacks of ``cached_stacks`` of kernel/fork.c, one array for each CPU."""
+    try:
+        cached = prog["cached_stacks"]
+    except KeyError:
+        return  # without CONFIG_VMAP_STACK
+    for cpu in for_each_possible_cpu(prog):
+        for vm in per_cpu(cached, cpu):
+            if vm:
+                yield vm.addr.value_()
+
+
 def register_references(prog: Program, targets: Targets) -> Iterator[Reference]:
     """
     The references in registers of CPUs, as the dump saved them.
 
     :raises drgn.FaultError: if a task cannot be read
     """
-    for task in for_each_bounded_task(prog):
+    for task in _for_each_task_and_idle(prog):
         if not task_on_cpu(task):
             continue
         registers = live_registers(task)
