@@ -12,21 +12,36 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, offsetof
+from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
-from drgn.helpers.linux.nodemask import nr_node_ids
-from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from vmcore_tools.dump.memory import Memory
-from vmcore_tools.kernel.layout import bit_field, field_dtype
+from vmcore_tools.kernel.layout import field_dtype
 from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
+from vmcore_tools.kernel.slab_layout import (
+    SlabCache,
+    objects_set_aside,
+    read_slab_cache,
+    slab_fields,
+    uses_slab,
+)
 from vmcore_tools.kernel.slub_freelist import FreelistLayout, HardenedVotes, follow_freelists
+
+__all__ = [
+    "ObjectState",
+    "SlabBatch",
+    "SlabCache",
+    "SlabFault",
+    "SlabIndex",
+    "SlabProblem",
+    "slab_index",
+]
 
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
@@ -37,37 +52,6 @@ _CACHE_KEY = "vmcore_tools.kernel.slab.index"
 _CACHES_MAX = 100_000
 #: Slab bytes that are held at a time.
 _BATCH_BYTES = 16 << 20
-#: More objects than a sheaf can have.
-_SHEAF_OBJECTS_MAX = 65536
-_OO_SHIFT = 16  # mm/slub.c
-_OO_MASK = (1 << _OO_SHIFT) - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SlabCache:
-    """
-    What the index needs of a ``struct kmem_cache``.
-
-    :ivar cache: ``struct kmem_cache *``
-    :ivar name: its name
-    :ivar size_bytes: from one object to the next, metadata included
-    :ivar object_size_bytes: what the user of an object may touch
-    :ivar red_left_pad_bytes: in front of the first object
-    :ivar inuse_bytes: where metadata behind the object begins
-    :ivar freelist_offset: of the free pointer in a free object
-    :ivar random: the freelist's secret; None without hardening
-    :ivar orders: objects in a slab to the slab's order
-    """
-
-    cache: Object
-    name: str
-    size_bytes: int
-    object_size_bytes: int
-    red_left_pad_bytes: int
-    inuse_bytes: int
-    freelist_offset: int
-    random: Optional[int]
-    orders: Dict[int, int]
 
 
 class ObjectState(enum.IntEnum):
@@ -135,7 +119,7 @@ class SlabIndex:
 
     :ivar caches: the slab caches, in the kernel's order
     :ivar pfn: int64, first page frame
-    :ivar address: uint64, where the slab's memory starts
+    :ivar address: uint64, where the slab's objects start, with SLUB also its pages
     :ivar cache: int64, position in :attr:`caches`
     :ivar objects: int64, objects that the slab holds, free ones included
     :ivar inuse: int64, as the kernel counts them
@@ -153,7 +137,7 @@ class SlabIndex:
         self._read_slabs()
         self._hardened_votes = HardenedVotes()
         self._cpu_freelists = self._read_cpu_freelists()
-        self._sheaf_objects = self._read_sheaves()
+        self._set_aside = self._read_objects_set_aside()
 
     def cache_number(self, cache: Object) -> Optional[int]:
         """
@@ -196,7 +180,7 @@ class SlabIndex:
             for number, cache in enumerate(entries):
                 if number >= _CACHES_MAX:
                     raise ValidationError("list of slab caches has no end")
-                caches.append(_slab_cache(cache))
+                caches.append(read_slab_cache(cache))
         except (FaultError, ValidationError) as error:
             head = self.prog["slab_caches"].address_
             assert head is not None
@@ -210,7 +194,7 @@ class SlabIndex:
     def _read_slabs(self) -> None:
         pages = page_index(self.prog, self.memory)
         self.unread_page_structs = pages.unread
-        slabs = _slab_fields(self.prog, pages.slab_structs)
+        slabs = slab_fields(self.prog, pages.slab_structs)
         slabs["pfn"] = pages.slab_pfn
 
         pointers = np.array([c.cache.value_() for c in self.caches], dtype=np.uint64)
@@ -235,9 +219,15 @@ class SlabIndex:
             )
         slabs = slabs[known]
         self.pfn: Ints = slabs["pfn"].astype(np.int64)
-        self.address: U64 = slabs["pfn"] * np.uint64(page_size) + np.uint64(offset)
         self.cache: Ints = order[at[known]].astype(np.int64)
+        self._page_address: U64 = slabs["pfn"] * np.uint64(page_size) + np.uint64(offset)
+        self.address: U64 = self._page_address
         self.objects: Ints = slabs["objects"].astype(np.int64)
+        if uses_slab(self.prog):
+            # The first object's place varies, to spread slabs over cache lines.
+            self.address = slabs["s_mem"].copy()
+            counts = [next(iter(cache.orders)) for cache in self.caches]
+            self.objects = np.array(counts, dtype=np.int64)[self.cache]
         self.inuse: Ints = slabs["inuse"].astype(np.int64)
         self.frozen: Bools = slabs["frozen"].astype(bool)
         self.freelist: U64 = slabs["freelist"].copy()
@@ -298,29 +288,17 @@ class SlabIndex:
         inside = bool(((pages.ranges[:, 0] <= pfn) & (pfn < pages.ranges[:, 1])).any())
         return inside and int(pages.kind_of(np.array([pfn]))[0]) == PageClass.UNREAD
 
-    def _read_sheaves(self) -> Dict[int, U64]:
-        """
-        Free objects in sheaves: position of their cache to sorted addresses.
-
-        "slab: add opt-in caching layer of percpu sheaves" of v6.18 keeps free
-        objects there that no freelist has; since v7.0 every cache does.
-        """
+    def _read_objects_set_aside(self) -> Dict[int, U64]:
+        """Position of a cache to the free objects that no freelist has."""
         found: Dict[int, U64] = {}
-        if not self.caches or not hasattr(self.caches[0].cache, "cpu_sheaves"):
-            return found
         for number, cache in enumerate(self.caches):
-            parts = [np.zeros(0, dtype=np.uint64)]
             try:
-                for sheaf in _for_each_sheaf(cache.cache):
-                    count = min(sheaf.size.value_(), _SHEAF_OBJECTS_MAX)
-                    raw = self.prog.read(sheaf.objects.address_, 8 * count)
-                    parts.append(np.frombuffer(raw, dtype=np.uint64))
+                found[number] = objects_set_aside(cache.cache)
             except (FaultError, ValidationError) as error:
-                reason = f"its sheaves cannot be read: {error}"
+                reason = f"its free objects on CPUs cannot be read: {error}"
                 self.problems.append(
                     SlabProblem(cache.cache.value_(), cache.name, reason, SlabFault.UNREAD)
                 )
-            found[number] = np.sort(np.concatenate(parts))
         return found
 
     # Queries.
@@ -334,13 +312,13 @@ class SlabIndex:
         """
         if not len(self.pfn):
             return np.full(len(addresses), -1, dtype=np.int64)
-        page_size = self.memory.page_map.page_size_bytes
         row = np.searchsorted(self.address, addresses, side="right").astype(np.int64) - 1
         at = np.maximum(row, 0)
         size = np.array([c.size_bytes for c in self.caches], dtype=np.int64)[self.cache[at]]
-        # A slab's pages may have an unused rest behind the last object.
-        pages = -(-(size * self.objects[at]) // page_size)
-        inside = (addresses - self.address[at]) < (pages * page_size).astype(np.uint64)
+        pad = np.array([c.red_left_pad_bytes for c in self.caches], dtype=np.int64)[self.cache[at]]
+        # The rest behind the last object is nobody's.
+        extent = (pad + size * self.objects[at]).astype(np.uint64)
+        inside = (addresses - self.address[at]) < extent
         return np.where((row >= 0) & inside, at, -1)
 
     def object_states(self, addresses: U64) -> npt.NDArray[np.int8]:
@@ -420,6 +398,28 @@ class SlabIndex:
         first = self.address[rows] + np.uint64(cache.red_left_pad_bytes)
         steps = np.arange(count, dtype=np.uint64) * np.uint64(cache.size_bytes)
         objects = first[:, None] + steps
+        if cache.index_bytes is None:
+            free, corrupt = self._slub_free(cache, rows, data, first, intact, count)
+        else:
+            free, corrupt = self._slab_free(cache, rows, intact, count)
+            data = self._from_first_object(cache, rows, data, count)
+        set_aside = self._set_aside.get(int(self.cache[rows[0]]))
+        if set_aside is not None and len(set_aside):
+            free |= np.isin(objects, set_aside)
+        for i, reason in corrupt.items():
+            intact[i] = False
+            self._problem(int(rows[i]), reason, SlabFault.FREELIST)
+        return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
+
+    def _slub_free(
+        self,
+        cache: SlabCache,
+        rows: Ints,
+        data: npt.NDArray[np.uint8],
+        first: U64,
+        intact: Bools,
+        count: int,
+    ) -> Tuple[Bools, Dict[int, str]]:
         heads = [(i, int(self.freelist[row])) for i, row in enumerate(rows) if self.freelist[row]]
         heads += [
             (i, head)
@@ -430,14 +430,43 @@ class SlabIndex:
         layout = FreelistLayout(
             cache.size_bytes, cache.red_left_pad_bytes, cache.freelist_offset, cache.random, count
         )
-        free, corrupt = follow_freelists(layout, data, first, heads, self._hardened_votes)
-        in_sheaves = self._sheaf_objects.get(int(self.cache[rows[0]]))
-        if in_sheaves is not None:
-            free |= np.isin(objects, in_sheaves)
-        for i, reason in corrupt.items():
-            intact[i] = False
-            self._problem(int(rows[i]), reason, SlabFault.FREELIST)
-        return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
+        return follow_freelists(layout, data, first, heads, self._hardened_votes)
+
+    def _slab_free(
+        self, cache: SlabCache, rows: Ints, intact: Bools, count: int
+    ) -> Tuple[Bools, Dict[int, str]]:
+        """
+        Free objects of SLAB: an array has their indices, behind the allocated ones'.
+
+        Mirrors ``get_free_obj()`` of mm/slab.c.
+        """
+        free = np.zeros((len(rows), count), dtype=bool)
+        corrupt: Dict[int, str] = {}
+        dtype = np.dtype(f"<u{cache.index_bytes}")
+        for i, row in enumerate(rows.tolist()):
+            if not intact[i] or self.inuse[row] == count:
+                continue  # a full slab may have lent its array to an object
+            try:
+                raw = self.prog.read(int(self.freelist[row]), count * dtype.itemsize)
+            except FaultError:
+                intact[i] = False
+                self._problem(row, "its free indices are not in the dump", SlabFault.UNREAD)
+                continue
+            indices = np.frombuffer(raw, dtype=dtype)[self.inuse[row] :].astype(np.int64)
+            if len(np.unique(indices)) != count - self.inuse[row] or (indices >= count).any():
+                corrupt[i] = "its free indices are not those of its objects"
+                continue
+            free[i, indices] = True
+        return free, corrupt
+
+    def _from_first_object(
+        self, cache: SlabCache, rows: Ints, data: npt.NDArray[np.uint8], count: int
+    ) -> npt.NDArray[np.uint8]:
+        """The bytes of slabs from where their objects start, as SLUB has them."""
+        offset = (self.address[rows] - self._page_address[rows]).astype(np.int64)
+        size = cache.red_left_pad_bytes + count * cache.size_bytes
+        at = np.minimum(offset[:, None] + np.arange(size), data.shape[1] - 1)
+        return np.ascontiguousarray(np.take_along_axis(data, at, axis=1))
 
     def _problem(self, row: int, reason: str, fault: SlabFault) -> None:
         problem = SlabProblem(
@@ -445,97 +474,6 @@ class SlabIndex:
         )
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-_SLAB_FIELDS = np.dtype(
-    [
-        ("pfn", np.uint64),
-        ("slab_cache", np.uint64),
-        ("freelist", np.uint64),
-        ("objects", np.uint32),
-        ("inuse", np.uint32),
-        ("frozen", np.uint32),
-    ]
-)
-
-
-def _slab_fields(prog: Program, structs: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    """
-    What the page structures of slabs say.
-
-    :param structs: uint8 array of shape (n, ``sizeof(struct page)``)
-    :return: array of shape (n,); "pfn" is 0
-    """
-    # d122019bf061 ("mm: Split slab into its own type") in v5.17 moved these
-    # members from struct page into struct slab, which overlays it.
-    try:
-        slab_type = prog.type("struct slab")
-    except LookupError:
-        slab_type = prog.type("struct page")
-    rows = np.zeros(len(structs), dtype=_SLAB_FIELDS)
-    for name in ("slab_cache", "freelist"):
-        at = offsetof(slab_type, name)
-        rows[name] = structs[:, at : at + 8].copy().view(np.uint64)[:, 0]
-    for name in ("objects", "inuse", "frozen"):
-        if not slab_type.has_member(name):
-            continue  # kernels without CPU slabs have no frozen ones
-        field = bit_field(slab_type, name)
-        at = field.byte_offset
-        rows[name] = field.extract(structs[:, at : at + 4].copy().view(np.uint32)[:, 0])
-    return rows
-
-
-def _slab_cache(cache: Object) -> SlabCache:
-    cache = cache.read_()
-    value = cache[0].read_()
-    red_left_pad = value.red_left_pad.value_() if hasattr(value, "red_left_pad") else 0
-    random = value.random.value_() if hasattr(value, "random") else None
-    orders = {}
-    for member in ("min", "oo"):
-        x = value.member_(member).x.value_()
-        orders[x & _OO_MASK] = x >> _OO_SHIFT
-    return SlabCache(
-        cache=cache,
-        name=value.name.string_().decode(errors="backslashreplace"),
-        size_bytes=value.size.value_(),
-        object_size_bytes=value.object_size.value_(),
-        red_left_pad_bytes=red_left_pad,
-        inuse_bytes=value.inuse.value_(),
-        freelist_offset=value.offset.value_(),
-        random=random,
-        orders=orders,
-    )
-
-
-def _for_each_sheaf(cache: Object) -> Iterator[Object]:
-    """
-    Iterate over the sheaves with free objects of a cache.
-
-    Those of ``rcu_free`` wait for a grace period: they are freed all the same.
-
-    :param cache: ``struct kmem_cache *``
-    :return: Iterator of ``struct slab_sheaf *``
-    """
-    prog = cache.prog_
-    per_cpu = cache.cpu_sheaves.read_()
-    if per_cpu:
-        for cpu in for_each_possible_cpu(prog):
-            sheaves = per_cpu_ptr(per_cpu, cpu)
-            for member in ("main", "spare", "rcu_free"):
-                sheaf = sheaves.member_(member).read_()
-                if sheaf:
-                    yield sheaf
-    # "slab: decouple pointer to barn from kmem_cache_node" of v7.1.
-    nodes = cache.per_node if hasattr(cache, "per_node") else cache.node
-    for node in nodes[: nr_node_ids(prog)]:
-        holder = node if hasattr(cache, "per_node") else node.read_()
-        if not hasattr(cache, "per_node") and not holder:
-            continue
-        barn = holder.barn.read_()
-        if barn:
-            yield from validate_list_for_each_entry(
-                "struct slab_sheaf", barn.sheaves_full.address_of_(), "barn_list"
-            )
 
 
 def slab_index(prog: Program, memory: Memory) -> SlabIndex:

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where the slab allocators, SLUB and the old SLAB, keep what the index needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, Iterator, Optional
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Object, Program, offsetof, sizeof
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.list import validate_list_for_each_entry
+from drgn.helpers.linux.nodemask import nr_node_ids
+from drgn.helpers.linux.percpu import per_cpu_ptr
+
+from vmcore_tools.kernel.layout import bit_field
+
+#: More objects than a sheaf or an array cache can have.
+_SET_ASIDE_MAX = 65536
+_OO_SHIFT = 16  # mm/slub.c
+_OO_MASK = (1 << _OO_SHIFT) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SlabCache:
+    """
+    What the index needs of a ``struct kmem_cache``.
+
+    :ivar cache: ``struct kmem_cache *``
+    :ivar name: its name
+    :ivar size_bytes: from one object to the next, metadata included
+    :ivar object_size_bytes: what the user of an object may touch
+    :ivar red_left_pad_bytes: in front of the first object
+    :ivar inuse_bytes: where metadata behind the object begins
+    :ivar freelist_offset: of the free pointer in a free object
+    :ivar random: the freelist's secret; None without hardening
+    :ivar orders: objects in a slab to the slab's order
+    :ivar index_bytes: SLAB's free indices have this size; None for SLUB
+    """
+
+    cache: Object
+    name: str
+    size_bytes: int
+    object_size_bytes: int
+    red_left_pad_bytes: int
+    inuse_bytes: int
+    freelist_offset: int
+    random: Optional[int]
+    orders: Dict[int, int]
+    index_bytes: Optional[int] = None
+
+
+_SLAB_FIELDS = np.dtype(
+    [
+        ("pfn", np.uint64),
+        ("slab_cache", np.uint64),
+        ("freelist", np.uint64),
+        ("objects", np.uint32),
+        ("inuse", np.uint32),
+        ("frozen", np.uint32),
+        ("s_mem", np.uint64),  # SLAB: the first object
+    ]
+)
+
+
+def uses_slab(prog: Program) -> bool:
+    """Whether the kernel has SLAB, which v6.8 removed, and not SLUB."""
+    try:
+        prog.type("freelist_idx_t")
+    except LookupError:
+        return False
+    return True
+
+
+def slab_fields(prog: Program, structs: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """
+    What the page structures of slabs say.
+
+    :param structs: uint8 array of shape (n, ``sizeof(struct page)``)
+    :return: array of shape (n,); "pfn" is 0
+    """
+    # d122019bf061 ("mm: Split slab into its own type") in v5.17 moved these
+    # members from struct page into struct slab, which overlays it.
+    try:
+        slab_type = prog.type("struct slab")
+    except LookupError:
+        slab_type = prog.type("struct page")
+    rows = np.zeros(len(structs), dtype=_SLAB_FIELDS)
+    for name in ("slab_cache", "freelist", "s_mem"):
+        if not slab_type.has_member(name):
+            continue  # s_mem went with SLAB
+        at = offsetof(slab_type, name)
+        rows[name] = structs[:, at : at + 8].copy().view(np.uint64)[:, 0]
+    if uses_slab(prog):
+        at = offsetof(slab_type, "active")
+        rows["inuse"] = structs[:, at : at + 4].copy().view(np.uint32)[:, 0]
+        return rows
+    for name in ("objects", "inuse", "frozen"):
+        if not slab_type.has_member(name):
+            continue  # kernels without CPU slabs have no frozen ones
+        field = bit_field(slab_type, name)
+        at = field.byte_offset
+        rows[name] = field.extract(structs[:, at : at + 4].copy().view(np.uint32)[:, 0])
+    return rows
+
+
+def read_slab_cache(cache: Object) -> SlabCache:
+    """
+    :param cache: ``struct kmem_cache *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    cache = cache.read_()
+    value = cache[0].read_()
+    name = value.name.string_().decode(errors="backslashreplace")
+    if uses_slab(cache.prog_):
+        return SlabCache(
+            cache=cache,
+            name=name,
+            size_bytes=value.size.value_(),
+            object_size_bytes=value.object_size.value_(),
+            # With CONFIG_DEBUG_SLAB a red zone stands in front of an object.
+            red_left_pad_bytes=value.obj_offset.value_() if hasattr(value, "obj_offset") else 0,
+            inuse_bytes=value.object_size.value_(),
+            freelist_offset=0,
+            random=None,
+            orders={value.num.value_(): value.gfporder.value_()},
+            index_bytes=sizeof(cache.prog_.type("freelist_idx_t")),
+        )
+    red_left_pad = value.red_left_pad.value_() if hasattr(value, "red_left_pad") else 0
+    random = value.random.value_() if hasattr(value, "random") else None
+    orders = {}
+    for member in ("min", "oo"):
+        x = value.member_(member).x.value_()
+        orders[x & _OO_MASK] = x >> _OO_SHIFT
+    return SlabCache(
+        cache=cache,
+        name=name,
+        size_bytes=value.size.value_(),
+        object_size_bytes=value.object_size.value_(),
+        red_left_pad_bytes=red_left_pad,
+        inuse_bytes=value.inuse.value_(),
+        freelist_offset=value.offset.value_(),
+        random=random,
+        orders=orders,
+    )
+
+
+def objects_set_aside(cache: Object) -> npt.NDArray[np.uint64]:
+    """
+    Free objects that no freelist has: those in SLUB's sheaves and SLAB's array caches.
+
+    "slab: add opt-in caching layer of percpu sheaves" of v6.18 brought the
+    sheaves; since v7.0 every cache has them.
+
+    :param cache: ``struct kmem_cache *``
+    :return: sorted uint64 array of addresses
+    :raises drgn.FaultError: if one of them is not in the dump
+    :raises drgn.helpers.ValidationError: if a list of sheaves is damaged
+    """
+    parts = [np.zeros(0, dtype=np.uint64)]
+    if hasattr(cache, "cpu_sheaves"):
+        parts += [_pointers(sheaf.objects, sheaf.size) for sheaf in _for_each_sheaf(cache)]
+    elif hasattr(cache, "cpu_cache"):
+        parts += [_pointers(array.entry, array.avail) for array in _for_each_array_cache(cache)]
+    return np.sort(np.concatenate(parts))
+
+
+def _pointers(array: Object, count: Object) -> npt.NDArray[np.uint64]:
+    raw = array.prog_.read(array.address_, 8 * min(count.value_(), _SET_ASIDE_MAX))
+    return np.frombuffer(raw, dtype=np.uint64)
+
+
+def _for_each_array_cache(cache: Object) -> Iterator[Object]:
+    """
+    Iterate over SLAB's array caches: of CPUs, shared ones, and other nodes'.
+
+    :param cache: ``struct kmem_cache *``
+    :return: Iterator of ``struct array_cache *``
+    """
+    prog = cache.prog_
+    per_cpu = cache.cpu_cache.read_()
+    for cpu in for_each_possible_cpu(prog):
+        yield per_cpu_ptr(per_cpu, cpu)
+    nodes = nr_node_ids(prog)
+    for node in cache.node[:nodes]:
+        if not node:
+            continue
+        if node.shared:
+            yield node.shared.read_()
+        if node.alien:
+            for number in range(nodes):
+                alien = node.alien[number].read_()
+                if alien:
+                    yield alien.ac.address_of_()
+
+
+def _for_each_sheaf(cache: Object) -> Iterator[Object]:
+    """
+    Iterate over the sheaves with free objects of a cache.
+
+    Those of ``rcu_free`` wait for a grace period: they are freed all the same.
+
+    :param cache: ``struct kmem_cache *``
+    :return: Iterator of ``struct slab_sheaf *``
+    """
+    prog = cache.prog_
+    per_cpu = cache.cpu_sheaves.read_()
+    if per_cpu:
+        for cpu in for_each_possible_cpu(prog):
+            sheaves = per_cpu_ptr(per_cpu, cpu)
+            for member in ("main", "spare", "rcu_free"):
+                sheaf = sheaves.member_(member).read_()
+                if sheaf:
+                    yield sheaf
+    # "slab: decouple pointer to barn from kmem_cache_node" of v7.1.
+    nodes = cache.per_node if hasattr(cache, "per_node") else cache.node
+    for node in nodes[: nr_node_ids(prog)]:
+        holder = node if hasattr(cache, "per_node") else node.read_()
+        if not hasattr(cache, "per_node") and not holder:
+            continue
+        barn = holder.barn.read_()
+        if barn:
+            yield from validate_list_for_each_entry(
+                "struct slab_sheaf", barn.sheaves_full.address_of_(), "barn_list"
+            )
