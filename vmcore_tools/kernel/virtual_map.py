@@ -94,6 +94,16 @@ class VirtualMap:
             return int(self._addresses[at]) + within
         return None
 
+    def area_pages(self) -> Tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """
+        The pages of all vmalloc areas.
+
+        :return: uint64 array of shape (n,): their addresses, sorted, and int64
+            array of shape (n,): their page frames
+        """
+        order = np.argsort(self._addresses, kind="stable")
+        return self._addresses[order], self._pfns[order]
+
     def area_at(self, address: int) -> Optional[VmallocArea]:
         """The vmalloc area that holds an address."""
         at = bisect.bisect_right(self._area_starts, address) - 1

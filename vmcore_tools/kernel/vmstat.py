@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Iterator
 
 from drgn import Object, Program
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
@@ -53,16 +54,26 @@ def _node_differences(prog: Program, item: Object) -> int:
     )
 
 
+def pages_on_cpu_lists(prog: Program) -> int:
+    """
+    Free pages that the CPUs keep for themselves (``struct per_cpu_pages``).
+
+    :raises drgn.FaultError: if they cannot be read
+    """
+    total = 0
+    for zone in _populated_zones(prog):
+        for cpu in for_each_possible_cpu(prog):
+            try:
+                lists = per_cpu_ptr(zone.per_cpu_pageset.read_(), cpu)
+            except AttributeError:  # before v5.14, as below
+                lists = per_cpu_ptr(zone.pageset.read_(), cpu).pcp
+            total += lists.count.value_()
+    return total
+
+
 def _zone_differences(prog: Program, item: Object) -> int:
     total = 0
-    zones = (
-        zone
-        for pgdat in for_each_online_pgdat(prog)
-        for zone in pgdat.node_zones[: pgdat.nr_zones]
-        # populated_zone(): the others share the CPUs' boot-time structures.
-        if zone.present_pages.value_()
-    )
-    for zone in zones:
+    for zone in _populated_zones(prog):
         # 28f836b6777b ("mm/page_alloc: split per cpu page lists and zone
         # stats") in v5.14.
         try:
@@ -72,3 +83,11 @@ def _zone_differences(prog: Program, item: Object) -> int:
         for cpu in for_each_possible_cpu(prog):
             total += per_cpu_ptr(per_cpu, cpu).vm_stat_diff[item].value_()
     return total
+
+
+def _populated_zones(prog: Program) -> Iterator[Object]:
+    """``populated_zone()``: the other zones share the CPUs' boot-time structures."""
+    for pgdat in for_each_online_pgdat(prog):
+        for zone in pgdat.node_zones[: pgdat.nr_zones]:
+            if zone.present_pages.value_():
+                yield zone
