@@ -186,6 +186,7 @@ class Place(enum.Enum):
     """What kind of memory a reference is in."""
 
     SLAB_OBJECT = "slab object"
+    ALLOCATOR = "slab allocator"
     TASK_STACK = "task stack"
     REGISTER = "register"
     PER_CPU = "per-CPU variable"
@@ -274,9 +275,21 @@ class Attribution:
         kinds = self.pages.kind_of(hits.physical // np.uint64(page_size))
         rows = self.index.find(addresses)
         states = self.index.object_states(addresses)
+        in_array = _inside(addresses, self.index.free_object_arrays)
         result = []
         for i in range(len(addresses)):
             word = _Word(int(hits.target[i]), int(hits.value[i]), int(addresses[i]))
+            if in_array[i]:
+                result.append(
+                    word.reference(
+                        Place.ALLOCATOR,
+                        "free objects",
+                        word.address,
+                        0,
+                        "it is the allocator's own",
+                    )
+                )
+                continue
             if rows[i] >= 0:
                 result.append(self._in_slab(targets, word, int(rows[i]), int(states[i])))
                 continue
@@ -378,6 +391,15 @@ class Attribution:
             word.address - low,
             "it is below the stack pointer" if stale else None,
         )
+
+
+def _inside(addresses: U64, ranges: U64) -> npt.NDArray[np.bool_]:
+    """Which addresses are in one of sorted ranges."""
+    if not len(ranges):
+        return np.zeros(len(addresses), dtype=bool)
+    at = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
+    result: npt.NDArray[np.bool_] = (at >= 0) & (addresses < ranges[np.maximum(at, 0), 1])
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

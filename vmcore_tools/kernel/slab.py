@@ -10,8 +10,10 @@ corrupt slab is counted and named, and the rest goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
+import functools
 from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from vmcore_tools.kernel.layout import field_dtype
 from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.slab_layout import (
     SlabCache,
+    free_object_arrays,
     objects_set_aside,
     read_slab_cache,
     slab_fields,
@@ -302,6 +305,16 @@ class SlabIndex:
         return found
 
     # Queries.
+
+    @functools.cached_property
+    def free_object_arrays(self) -> U64:
+        """Arrays with free objects: uint64 array of shape (n, 2), sorted ``[start, end)``."""
+        ranges: List[Tuple[int, int]] = []
+        for cache in self.caches:
+            # What cannot be read here could not be read before, and is counted.
+            with contextlib.suppress(FaultError, ValidationError):
+                ranges += free_object_arrays(cache.cache)
+        return np.array(sorted(ranges), dtype=np.uint64).reshape(-1, 2)
 
     def find(self, addresses: U64) -> Ints:
         """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -164,6 +164,28 @@ def objects_set_aside(cache: Object) -> npt.NDArray[np.uint64]:
     elif hasattr(cache, "cpu_cache"):
         parts += [_pointers(array.entry, array.avail) for array in _for_each_array_cache(cache)]
     return np.sort(np.concatenate(parts))
+
+
+def free_object_arrays(cache: Object) -> Iterator[Tuple[int, int]]:
+    """
+    Where the arrays of :func:`objects_set_aside` are, unused entries included.
+
+    What stands in them is no reference: the objects are free, or were once.
+
+    :param cache: ``struct kmem_cache *``
+    :return: Iterator of address ranges ``[start, end)``
+    :raises drgn.FaultError: if one of them is not in the dump
+    :raises drgn.helpers.ValidationError: if a list of sheaves is damaged
+    """
+    if hasattr(cache, "cpu_sheaves"):
+        size_bytes = 8 * min(cache.sheaf_capacity.value_(), _SET_ASIDE_MAX)
+        for sheaf in _for_each_sheaf(cache):
+            start = sheaf.objects.address_of_().value_()
+            yield start, start + size_bytes
+    elif hasattr(cache, "cpu_cache"):
+        for array in _for_each_array_cache(cache):
+            start = array.entry.address_of_().value_()
+            yield start, start + 8 * min(array.limit.value_(), _SET_ASIDE_MAX)
 
 
 def _pointers(array: Object, count: Object) -> npt.NDArray[np.uint64]:
