@@ -373,6 +373,7 @@ ANALYSIS = Analysis(
         ),
     ),
     requires=Requires(types=("struct kmem_cache", "struct page")),
+    on_demand=True,
 )
 
 if __name__ == "__main__":

@@ -103,11 +103,12 @@ class Analysis:
     options: Tuple[Option, ...] = ()
     requires: Requires = Requires()
     argument: Optional[Argument] = None
+    on_demand: bool = False  #: it takes long, and triage's answer does not need it
 
     @property
     def in_triage(self) -> bool:
-        """Whether it can run unasked."""
-        return self.argument is None
+        """Whether triage runs it without being asked."""
+        return self.argument is None and not self.on_demand
 
     @property
     def doc(self) -> str:

@@ -90,7 +90,7 @@ def add_analysis_options(parser: argparse.ArgumentParser, analysis: Analysis) ->
 
 
 def add_only_option(parser: argparse.ArgumentParser, analyses: Sequence[Analysis]) -> None:
-    analyses = [analysis for analysis in analyses if analysis.in_triage]
+    analyses = [analysis for analysis in analyses if analysis.argument is None]
     by_name = {analysis.name: analysis for analysis in analyses}
 
     def selection(text: str) -> Tuple[Analysis, ...]:
@@ -107,7 +107,7 @@ def add_only_option(parser: argparse.ArgumentParser, analyses: Sequence[Analysis
         dest="analyses",
         metavar="A,B",
         type=selection,
-        default=tuple(analyses),
+        default=tuple(analysis for analysis in analyses if analysis.in_triage),
         help="run these analyses only",
     )
 

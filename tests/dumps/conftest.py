@@ -31,7 +31,7 @@ class ShippedDump:
 def _open(name: str) -> ShippedDump:
     files = demo.unpack(name)
     opened = target.open_core(files.vmcore, files.symbols)
-    analyses = [analysis for analysis in runner.find_analyses() if analysis.in_triage]
+    analyses = [analysis for analysis in runner.find_analyses() if analysis.argument is None]
     report = runner.run(
         opened, analyses, {}, limit=None, progress=lambda items, _what, _total: items
     )
