@@ -366,7 +366,9 @@ class _Typing:
         words = batch.data.view(np.uint64)
         start = batch.cache.red_left_pad_bytes + which * batch.cache.size_bytes
         at = self._positions(words[slab[:, None], (start[:, None] + offsets) // 8])
-        array = np.array([target.struct is None for _, target in self._targets.values()])
+        array = np.array(
+            [target.struct is None for _, target in self._targets.values()], dtype=bool
+        )
         # An array of pointers is no structure, whatever table it has in it.
         hit, column = np.nonzero((at >= 0) & ((self._number[at] == 0) | array[targets]))
         pairs: npt.NDArray[np.int64] = np.stack((at[hit, column], targets[column]))
