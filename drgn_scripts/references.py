@@ -280,13 +280,13 @@ class _Names:
         return self._fields[key]
 
     def variable(self, name: str, offset: int) -> Optional[Type]:
-        """The type of a variable, if it is a structure or array with such an offset."""
+        """The type of a variable, if it is a structure that reaches beyond an offset."""
         try:
             type_ = self.prog.variable(name).type_.unaliased()
         except LookupError:
             return None
-        inside = type_.kind in (TypeKind.STRUCT, TypeKind.ARRAY) and offset < (type_.size or 0)
-        return type_ if inside and type_.kind == TypeKind.STRUCT else None
+        is_struct = type_.kind == TypeKind.STRUCT
+        return type_ if is_struct and offset < (type_.size or 0) else None
 
     def function(self, task: Object, address: int) -> Optional[str]:
         """The function in whose stack frame an address is."""
