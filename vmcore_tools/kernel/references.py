@@ -14,9 +14,15 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Opt
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Object, Program, sizeof
+from drgn import FaultError, Object, Program, sizeof
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
-from drgn.helpers.linux.mm import for_each_valid_page_range
+from drgn.helpers.linux.mm import (
+    compound_head,
+    compound_nr,
+    for_each_valid_page_range,
+    page_to_virt,
+    virt_to_page,
+)
 from drgn.helpers.linux.percpu import per_cpu
 from drgn.helpers.linux.sched import idle_task, task_on_cpu
 
@@ -330,15 +336,29 @@ class Attribution:
                 Place.PER_CPU, f"{name}, CPU {variable.cpu}", word.address - variable.offset,
                 variable.offset, None,
             )  # fmt: skip
-        page_size = self.index.memory.page_map.page_size_bytes
-        container = word.address // page_size * page_size
+        container, pages = self._allocation(word.address)
         reason = "no one holds the page" if kind == PageClass.IDLE else None
         if kind == PageClass.PAGE_TABLE:
             reason = "it is a page table's entry"
         elif kind == PageClass.SLAB and self._behind_objects(word.address):
             reason = "it is the unused rest of a slab"
         place = Place.PAGE_TABLE if kind == PageClass.PAGE_TABLE else Place.PAGES
-        return word.reference(place, kind.name.lower(), container, word.address - container, reason)
+        holder = kind.name.lower() + (f", {pages} pages" if pages > 1 else "")
+        return word.reference(place, holder, container, word.address - container, reason)
+
+    def _allocation(self, address: int) -> Tuple[int, int]:
+        """
+        Start and number of pages of the compound page around an address.
+
+        Large kmalloc() allocations are such; of other pages nothing tells how
+        many were allocated at once.
+        """
+        try:
+            head = compound_head(virt_to_page(self.index.prog, address))
+            return page_to_virt(head).value_(), compound_nr(head).value_()
+        except FaultError:
+            page_size = self.index.memory.page_map.page_size_bytes
+            return address // page_size * page_size, 1
 
     def _behind_objects(self, address: int) -> bool:
         """Whether an address that is in no slab object is behind the last one of a slab."""
