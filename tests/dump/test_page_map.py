@@ -148,11 +148,15 @@ def test_elf_pages_are_those_of_p_filesz_not_p_memsz(tmp_path: Path) -> None:
     page_map = read(tmp_path, elf_core([(0x10000, 2 * PAGE, 4 * PAGE), (0x40000, PAGE, PAGE)]))
     assert runs_of(page_map) == [[16, 18], [64, 65]]
     assert page_map.zero_filled_holes
+    assert page_map.hole_runs.tolist() == [[18, 20]]
+    asked = np.array([17, 18, 19, 20, 64], dtype=np.uint64)
+    assert page_map.left_out(asked).tolist() == [False, True, True, False, False]
 
 
 def test_elf_with_whole_segments_has_no_zero_filled_holes(tmp_path: Path) -> None:
     page_map = read(tmp_path, elf_core([(0x10000, PAGE, PAGE)]))
     assert not page_map.zero_filled_holes
+    assert not page_map.left_out(np.array([16], dtype=np.uint64)).any()
     assert page_map.truncated is None
 
 

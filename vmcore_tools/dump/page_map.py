@@ -61,6 +61,9 @@ class PageMap:
     :ivar flattened: the file is in makedumpfile's flattened format
     :ivar truncated: why pages that the file promises are not in it
     :ivar zero_filled_holes: a read of an absent page can give zeros
+    :ivar hole_runs: uint64 array of shape (h, 2): page frames that an ELF file
+        has a segment of, but not the bytes. ``makedumpfile -E`` leaves out
+        pages of zeros that way, and those that it excludes for their use.
     """
 
     format: str
@@ -70,6 +73,7 @@ class PageMap:
     flattened: bool = False
     truncated: Optional[str] = None
     zero_filled_holes: bool = False
+    hole_runs: Runs = dataclasses.field(default_factory=lambda: merge_runs(()))
 
     @functools.cached_property
     def present_pages(self) -> int:
@@ -78,12 +82,25 @@ class PageMap:
 
     def present(self, pfns: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Bool array: which of *pfns* (any shape and order) can be read."""
-        if not len(self.runs):
-            return np.zeros(pfns.shape, dtype=bool)
-        index = np.searchsorted(self.runs[:, 0], pfns, side="right")
-        ends = self.runs[np.maximum(index, 1) - 1, 1]
-        result: npt.NDArray[np.bool_] = (index > 0) & (pfns < ends)
-        return result
+        return _in_runs(self.runs, pfns)
+
+    def left_out(self, pfns: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """
+        Bool array: which of *pfns* makedumpfile did not write.
+
+        It excludes no page for its use that the kernel itself uses, so if the
+        ``struct page`` says that of such a page, the page is all zeros.
+        """
+        return _in_runs(self.hole_runs, pfns)
+
+
+def _in_runs(runs: Runs, pfns: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    if not len(runs):
+        return np.zeros(pfns.shape, dtype=bool)
+    index = np.searchsorted(runs[:, 0], pfns, side="right")
+    ends = runs[np.maximum(index, 1) - 1, 1]
+    result: npt.NDArray[np.bool_] = (index > 0) & (pfns < ends)
+    return result
 
 
 def merge_runs(ranges: Iterable[Tuple[int, int]]) -> Runs:
@@ -261,14 +278,16 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
     page_size_bytes = _elf_page_size(file, elf)
     present: List[Tuple[int, int]] = []
     cut_off_bytes = 0
-    holes = False
+    holes: List[Tuple[int, int]] = []
     for physical, offset, file_bytes, memory_bytes in segments:
         if physical == 0xFFFFFFFFFFFFFFFF:
             continue  # /proc/kcore's vmalloc segments have no physical address
         available = max(0, min(file_bytes, size_bytes - offset))
         cut_off_bytes += file_bytes - available
-        holes = holes or file_bytes < memory_bytes
         start = -(-physical // page_size_bytes)
+        if file_bytes < memory_bytes:
+            end = (physical + memory_bytes) // page_size_bytes
+            holes.append((-(-(physical + file_bytes) // page_size_bytes), end))
         present.append((start, (physical + available) // page_size_bytes))
     return PageMap(
         f"ELF core dump ({machine})",
@@ -279,7 +298,8 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
             if cut_off_bytes
             else None
         ),
-        zero_filled_holes=holes,
+        zero_filled_holes=bool(holes),
+        hole_runs=merge_runs(holes),
     )
 
 

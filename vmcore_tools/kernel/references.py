@@ -169,7 +169,8 @@ def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int
     How many pages that could hold a pointer are not in the dump, by their use.
 
     An absent page is harmless if its own ``struct page`` says that it is free
-    or user space's, if it is a hole in RAM, or a crash kernel's.
+    or user space's, if it is a hole in RAM, or a crash kernel's; or if
+    makedumpfile left it out although the kernel uses it, for it is all zeros.
 
     :raises drgn.FaultError: if the kernel's list of RAM cannot be read
     """
@@ -179,9 +180,10 @@ def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int
         first = -(-start // page_size)
         for at in range(first, end // page_size, _FRAMES_AT_ONCE):
             pfns = np.arange(at, min(end // page_size, at + _FRAMES_AT_ONCE), dtype=np.uint64)
-            kinds, counts = np.unique(
-                pages.kind_of(pfns)[~memory.page_map.present(pfns)], return_counts=True
-            )
+            kind_of = pages.kind_of(pfns)
+            zeros = memory.page_map.left_out(pfns) & (kind_of != PageClass.UNREAD)
+            missing = ~memory.page_map.present(pfns) & ~zeros
+            kinds, counts = np.unique(kind_of[missing], return_counts=True)
             for kind, count in zip(kinds.tolist(), counts.tolist()):
                 if kind not in HARMLESS:
                     absent[PageClass(kind)] = absent.get(PageClass(kind), 0) + count

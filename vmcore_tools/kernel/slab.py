@@ -403,6 +403,8 @@ class SlabIndex:
         pages = slab_bytes // page_size
         pfns = (self.pfn[rows, None] + np.arange(pages)).astype(np.uint64)
         raw, read = self.memory.read_pages(pfns.ravel())
+        # No slab is left out for its use: these are zeros, as they are in raw.
+        read |= self.memory.page_map.left_out(pfns.ravel())
         data = raw.reshape(len(rows), slab_bytes)
         intact: Bools = np.logical_and.reduce(read.reshape(len(rows), pages), axis=1)
         for row in rows[~intact]:
