@@ -17,6 +17,7 @@ stored as such: in compressed or device memory, with bits in the upper half.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -236,11 +237,11 @@ class _Names:
         sure: List[int] = []
         suspected: List[int] = []
         for number, known in enumerate(self.types.types):
-            struct = self._struct(known.name)
-            if struct is not None and _has(struct, type_):
+            # "struct a or something with a struct b at 8"
+            names = re.sub(r"something with a (.*?) at \d+", r"\1", known.name).split(" or ")
+            structs = [struct for struct in map(self._struct, names) if struct is not None]
+            if any(_has(struct, type_) for struct in structs):
                 (suspected if known.certainty <= Certainty.SUSPECTED else sure).append(number)
-            elif type_.type_name() in known.name:
-                suspected.append(number)
         caches = [i for i, struct in self.types.cache_types.items() if _has(struct, type_)]
         named = _objects_of(self.index, caches)
         start = self.types.address[np.isin(self.types.number, sure)]

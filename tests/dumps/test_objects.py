@@ -146,7 +146,8 @@ def test_the_leaking_stack_comes_first(demo_dump: ShippedDump) -> None:
 
 def test_references_name_the_holder_that_the_guest_recorded(shipped: ShippedDump) -> None:
     result = run_references(shipped, "struct dma_fence")
-    assert result.status is Status.OK
+    # Where small objects share a cache with fences, some are only suspected to be one.
+    assert {gap.what for gap in result.gaps} <= {"object"}
     holders: Dict[int, List[Holder]] = {}
     for row in rows(result, Holder):
         if row.classed == "unexplained":

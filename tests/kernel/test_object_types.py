@@ -12,6 +12,7 @@ from drgn import Architecture, Platform, Program, Type, TypeMember, TypeParamete
 
 from vmcore_tools.kernel import object_types
 from vmcore_tools.kernel.embedding import (
+    Member,
     Structure,
     _bases,
     has_at,
@@ -243,11 +244,42 @@ def test_what_a_pointer_points_to(prog: Program, types: Types) -> None:
 
 
 def test_a_pointer_to_pointers_is_an_array(prog: Program, types: Types) -> None:
-    found = _pointed_type(prog.pointer_type(prog.pointer_type(types.fence)))
+    fences = prog.pointer_type(prog.pointer_type(types.fence))
+    found = _pointed_type(types.queue, Member(0, fences))
     assert found is not None
     assert (found.name, found.pointer) == ("array of struct fence *", "struct fence **")
-    assert found.grows and found.struct is None and found.size == 8
-    assert _pointed_type(prog.pointer_type(types.void)) is None
+    assert found.grows and found.is_array and found.struct is None and found.size == 8
+
+
+def test_a_pointer_to_no_structure_tells_whose_data_it_is(prog: Program, types: Types) -> None:
+    link = prog.struct_type(
+        "list_head",
+        16,
+        (
+            TypeMember(lambda: prog.pointer_type(link), "next", 0),
+            TypeMember(lambda: prog.pointer_type(link), "prev", 64),
+        ),
+    )
+    holder = prog.struct_type(
+        "holder",
+        48,
+        (
+            TypeMember(prog.pointer_type(types.void), "private", 0),
+            TypeMember(prog.pointer_type(prog.int_type("char", 1, True)), "name", 64),
+            TypeMember(prog.pointer_type(link), "first", 128),
+            TypeMember(prog.pointer_type(types.release(prog)), "done", 192),
+            TypeMember(link, "items", 256),
+        ),
+    )
+    found = [_pointed_type(holder, member) for member in members(holder)]
+    assert [(pointed.name, pointed.is_data) for pointed in found if pointed] == [
+        ("data of struct holder.private", True),
+        ("data of struct holder.name", True),
+        ("linked from struct holder.first", True),
+        ("linked from struct holder.items", True),
+        ("linked from struct holder.items", True),
+    ]
+    assert _pointed_type(holder, Member(0, types.fence)) is None
 
 
 def structures(*found: Type) -> List[Structure]:

@@ -9,8 +9,10 @@ In this order, and each only for objects that nothing before it has named:
 2. operations tables: a pointer to a table tells the structure that has it
    (:mod:`vmcore_tools.kernel.embedding`);
 3. typed pointers: what a ``struct x *`` in an object of a known type points
-   to, if it is the start of an object in which an x fits; and what a ``x **``
-   points to is an array of pointers.
+   to, if it is the start of an object in which an x fits; what a ``x **``
+   points to is an array of pointers; and what nothing else names is "data of"
+   the ``char *`` or the like that points to it, or "linked from" the list or
+   tree. Debug info does not tell what a list is of.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence,
 import numpy as np
 import numpy.typing as npt
 from drgn import Program, Type, TypeKind
+from drgn.helpers.common.type import member_at_offset
 
 from vmcore_tools.kernel.embedding import (
+    Member,
     OpsTable,
     Structure,
     StructureFinder,
@@ -49,13 +53,16 @@ _KMALLOC = re.compile(r"((?:dma-)?kmalloc(?:-[a-z]+)*(?:-rnd-\d+)?)-\d+[kM]?")
 _MANY = 8
 #: How often typed pointers are followed from what they have typed.
 _ROUNDS = 3
-#: Structures that link others: a pointer to one says nothing of what it is in.
+#: Structures that link others: a pointer to one does not say what it is in.
 _LINKS = frozenset(
     (
         *("list_head", "hlist_head", "hlist_node", "hlist_bl_node", "llist_node"),
         *("rb_node", "rb_root", "plist_node", "callback_head", "xarray"),
     )
 )
+
+#: What a buffer is declared as.
+_DATA_KINDS = (TypeKind.VOID, TypeKind.INT, TypeKind.BOOL)
 
 
 class Certainty(enum.IntEnum):
@@ -163,6 +170,8 @@ class _Typing:
         self._pointers: Dict[str, Tuple[Ints, Ints]] = {}
         #: What typed pointers point to: type name to (position, type).
         self._targets: Dict[str, Tuple[int, _Pointed]] = {}
+        #: What pointers to no structure point to, as :meth:`_pointed` has it.
+        self._data: List[npt.NDArray[np.int64]] = [np.zeros((2, 0), dtype=np.int64)]
         caches = index.caches
         kmalloc = np.array([is_kmalloc(cache) for cache in caches], dtype=bool)
         self._kmalloc_rows = np.flatnonzero(kmalloc[index.cache])
@@ -185,6 +194,8 @@ class _Typing:
             named = self._follow_pointers(fresh, named_caches=round_ == 0)
             fresh = np.zeros(len(self._address), dtype=bool)
             fresh[named] = True
+        # Last: a structure says more of an object than whose buffer it is.
+        self._name_pointed(*np.unique(np.concatenate(self._data, axis=1), axis=1))
         return ObjectTypes(
             tuple(self._types), self._address, self._number, self._cache_types, failures
         )
@@ -335,7 +346,10 @@ class _Typing:
             for type_, slab, which in self._typed_in(batch, fresh):
                 parts.append(self._pointed(batch, type_, slab, which))
         pairs = np.unique(np.concatenate(parts, axis=1), axis=1)
-        return self._name_pointed(*pairs)
+        data = np.array([target.is_data for _, target in self._targets.values()], dtype=bool)
+        is_data = data[pairs[1]]
+        self._data.append(pairs[:, is_data])
+        return self._name_pointed(*pairs[:, ~is_data])
 
     def _typed_in(
         self, batch: SlabBatch, fresh: npt.NDArray[np.bool_]
@@ -366,9 +380,7 @@ class _Typing:
         words = batch.data.view(np.uint64)
         start = batch.cache.red_left_pad_bytes + which * batch.cache.size_bytes
         at = self._positions(words[slab[:, None], (start[:, None] + offsets) // 8])
-        array = np.array(
-            [target.struct is None for _, target in self._targets.values()], dtype=bool
-        )
+        array = np.array([target.is_array for _, target in self._targets.values()], dtype=bool)
         # An array of pointers is no structure, whatever table it has in it.
         hit, column = np.nonzero((at >= 0) & ((self._number[at] == 0) | array[targets]))
         pairs: npt.NDArray[np.int64] = np.stack((at[hit, column], targets[column]))
@@ -380,7 +392,7 @@ class _Typing:
         if name not in self._pointers:
             found = []
             for member in members(type_):
-                target = _pointed_type(member.type)
+                target = _pointed_type(type_, member)
                 if target is not None and member.offset % 8 == 0:
                     number = self._targets.setdefault(target.name, (len(self._targets), target))[0]
                     found.append((member.offset, number))
@@ -392,7 +404,8 @@ class _Typing:
         types = [type_ for _, type_ in self._targets.values()]
         free = self._number[at] == 0
         for i, which in zip(at[~free].tolist(), target[~free].tolist()):
-            self._contest(i, types[which])
+            if types[which].is_array:
+                self._contest(i, types[which])
         at, target = at[free], target[free]
         size = np.array([type_.size for type_ in types] or [0], dtype=np.int64)[target]
         grows = np.array([type_.grows for type_ in types] or [False], dtype=bool)[target]
@@ -416,7 +429,7 @@ class _Typing:
             named = ObjectType(
                 type_.name,
                 Certainty.LIKELY if sure else Certainty.SUSPECTED,
-                f"a {type_.pointer} points to it",
+                f"{'' if type_.is_data else 'a '}{type_.pointer} points to it",
             )
             mine = (target == kind) & (alone == sure)
             number[mine] = self._type_number(named, type_.struct if sure else None)
@@ -444,27 +457,45 @@ class _Typing:
 @dataclasses.dataclass(frozen=True)
 class _Pointed:
     """
-    What a typed pointer points to.
+    What a pointer points to: a *struct*, an array of pointers, or just data or
+    a link.
 
-    *struct* is None for an array of pointers; *grows*: it may be larger than *size*.
+    *grows*: it may be larger than *size*.
     """
 
     name: str
     pointer: str
     size: int
     grows: bool
-    struct: Optional[Type]
+    struct: Optional[Type] = None
+    is_array: bool = False
+    is_data: bool = False
 
 
-def _pointed_type(type_: Type) -> Optional[_Pointed]:
-    struct = pointed_struct(type_)
-    if struct is not None and struct.tag not in _LINKS:
-        name = struct.type_name()
-        return _Pointed(name, f"{name} *", struct.size or 0, has_flexible_array(struct), struct)
-    if type_.kind == TypeKind.POINTER and type_.type.unaliased_kind() == TypeKind.POINTER:
-        element = type_.type.unqualified()
-        size = element.unaliased().size or 0
-        return _Pointed(f"array of {element.type_name()}", type_.type_name(), size, True, None)
+def _pointed_type(holder: Type, member: Member) -> Optional[_Pointed]:
+    """
+    What a member points to, None if that says nothing.
+
+    :param holder: the structure with the member
+    """
+    if member.type.kind != TypeKind.POINTER:
+        return None
+    struct = pointed_struct(member.type)
+    if struct is not None and struct.tag in _LINKS:
+        # The list head's own name, without next or prev.
+        path = member_at_offset(holder, member.offset).rpartition(".")
+        name = f"{holder.type_name()}.{path[0] or path[2]}"
+        return _Pointed(f"linked from {name}", name, 1, True, is_data=True)
+    if struct is not None:
+        name, size = struct.type_name(), struct.size or 0
+        return _Pointed(name, f"{name} *", size, has_flexible_array(struct), struct)
+    target = member.type.type.unaliased()
+    if target.kind == TypeKind.POINTER:
+        name, size = member.type.type.unqualified().type_name(), target.size or 0
+        return _Pointed(f"array of {name}", member.type.type_name(), size, True, is_array=True)
+    if target.kind in _DATA_KINDS:
+        name = f"{holder.type_name()}.{member_at_offset(holder, member.offset)}"
+        return _Pointed(f"data of {name}", name, 1, True, is_data=True)
     return None
 
 
