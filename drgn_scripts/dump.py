@@ -2,19 +2,24 @@
 """
 Whether the dump is whole, and what is missing to read it.
 
-It finds dumps that were cut short (VT901) and loaded modules whose debug info
-was not found (VT902): whatever those modules own cannot be understood. Pages
-that makedumpfile left out on purpose are no finding.
+It finds dumps that were cut short (VT901), loaded modules whose debug info
+was not found (VT902): whatever those modules own cannot be understood, and
+pages of the kernel's own that are not in the dump (VT903). For each page frame
+its struct page tells what it is used for: free pages and those of user space,
+which makedumpfile leaves out on purpose, are no finding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Iterator
+from typing import Any, Iterator, Tuple
 
-from drgn import ModuleFileStatus, RelocatableModule
+import numpy as np
+from drgn import FaultError, ModuleFileStatus, RelocatableModule
 
 from vmcore_tools.analysis import Analysis, Context
+from vmcore_tools.kernel.page import PageClass, PageIndex, page_index
+from vmcore_tools.kernel.references import absent_kernel_pages
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity, column
 
 TRUNCATED = Rule(
@@ -38,6 +43,30 @@ NO_DEBUG_INFO = Rule(
 Structures and operations tables of such a module are unknown: its fences are
 not recognised, and its frames have no names.""",
 )
+
+
+KERNEL_PAGES_MISSING = Rule(
+    id="VT903",
+    slug="kernel-pages-missing",
+    severity=Severity.WARNING,
+    summary="Pages that the kernel itself uses are not in the dump.",
+    remedy="Make the dump with a lower level: makedumpfile -d 31 keeps all kernel pages.",
+    page="""\
+A page counts if its struct page says that it is neither free nor user space's,
+and it is neither in the dump nor part of a crash kernel's reservation. Anything
+may have been in it, so nothing that such a page could refute is called proven.
+Pages whose struct page is not in the dump are listed as unread.""",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PagesByUse:
+    """The page frames of one use, and how many of them are in the dump."""
+
+    use: str = column(Kind.TEXT)
+    pages: int = column(Kind.COUNT)
+    present: int = column(Kind.COUNT)
+    absent: int = column(Kind.COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +115,51 @@ def analyze(ctx: Context) -> Iterator[Any]:
             signature_key=("module-without-debug-info",),
         )
     yield from missing
+    try:
+        yield from _pages(ctx)
+    except (FaultError, LookupError) as error:
+        ctx.coverage.gap("struct page", f"page structures cannot be read: {error}")
+
+
+def _pages(ctx: Context) -> Iterator[Any]:
+    pages = page_index(ctx.prog, ctx.memory)
+    absent = absent_kernel_pages(ctx.memory, pages)
+    if absent:
+        total = sum(absent.values())
+        ctx.coverage.gap("kernel page", "it is not in the dump", count=total)
+        yield Finding(
+            rule=KERNEL_PAGES_MISSING,
+            confidence=Confidence.PROVEN,
+            message="{count} pages that the kernel uses are not in the dump: {uses}.",
+            subject=Ref("dump", ctx.memory.page_map.format),
+            evidence=(
+                Evidence("count", Kind.COUNT, total),
+                Evidence("uses", Kind.TEXT, tuple(sorted(kind.text for kind in absent))),
+            ),
+            signature_key=("kernel-pages-missing",),
+        )
+    for kind in PageClass:
+        total, present = _count(ctx, pages, kind)
+        if total:
+            yield PagesByUse(kind.text, total, present, total - present)
+
+
+def _count(ctx: Context, pages: PageIndex, kind: PageClass) -> Tuple[int, int]:
+    """Page frames of a use, and those of them that the dump has."""
+    total = present = 0
+    for (start, end), position in zip(pages.ranges.tolist(), pages.position.tolist()):
+        of_kind = np.flatnonzero(pages.kind[position : position + end - start] == kind)
+        total += len(of_kind)
+        pfns = (of_kind + start).astype(np.uint64)
+        present += int(ctx.memory.page_map.present(pfns).sum())
+    return total, present
 
 
 ANALYSIS = Analysis(
     name="dump",
     analyze=analyze,
-    tables=(ModuleWithoutDebugInfo,),
-    rules=(TRUNCATED, NO_DEBUG_INFO),
+    tables=(ModuleWithoutDebugInfo, PagesByUse),
+    rules=(TRUNCATED, NO_DEBUG_INFO, KERNEL_PAGES_MISSING),
 )
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ class PageClass(enum.IntEnum):
     OFFLINE = 8  #: given back to a hypervisor
     ALLOCATED = 9  #: anything else that the kernel allocated
 
+    @property
+    def text(self) -> str:
+        return self.name.lower().replace("_", " ")
+
 
 #: Pages whose contents belong to user space or to nobody: no pointer of the
 #: kernel's own is in them.
