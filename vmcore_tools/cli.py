@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -26,6 +27,8 @@ from vmcore_tools.arguments import (
     add_report_options,
     request,
 )
+from vmcore_tools.diff import diff as compare
+from vmcore_tools.diff import read_report
 from vmcore_tools.errors import TargetError
 from vmcore_tools.info import describe
 from vmcore_tools.model import Evidence, Report
@@ -40,6 +43,9 @@ _PROGRAM = "vmcore-tools"
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 3
+
+#: Rows of a dump's tables that diff compares: more than any of its tables has.
+_DIFF_ROWS = 100_000
 
 #: Columns that text is wrapped to on a terminal, at least and at most.
 _WIDTH_RANGE = (60, 120)
@@ -176,6 +182,8 @@ def _main(argv: Optional[Sequence[str]]) -> int:
         if page is None:
             raise TargetError(f"no rule or analysis {args.name!r}; '{_PROGRAM} list' names them")
         return _print(page)
+    if args.command == "diff":
+        return _diff(args)
     if not (args.core or args.kernel or args.qemu or args.demo):
         args.parser.error(
             "name what to look at: -c VMCORE, -k for the running kernel,"
@@ -220,6 +228,20 @@ def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
     _add_target_options(info)
     info.add_argument("--format", choices=("table", "json"), default="table")
 
+    diff = commands.add_parser(
+        "diff",
+        help="what grew from one dump to another",
+        description="Show what grew, and which findings are new, from A to B.",
+    )
+    diff.set_defaults(parser=diff)
+    for name in ("A", "B"):
+        diff.add_argument(name, help="a vmcore, or a report made with triage --format json")
+    _add_symbol_options(diff)
+    add_only_option(diff, analyses)
+    # Also those that take long: what grew is seen by type and stack.
+    diff.set_defaults(analyses=tuple(a for a in analyses if a.argument is None))
+    add_report_options(diff)
+
     commands.add_parser("list", help="the analyses and their rules")
 
     explain = commands.add_parser("explain", help="the page of a rule or an analysis")
@@ -256,6 +278,10 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a dump that ships with this project",
     )
+    _add_symbol_options(parser)
+
+
+def _add_symbol_options(parser: argparse.ArgumentParser) -> None:
     symbols = parser.add_argument_group("debugging symbols")
     symbols.add_argument(
         "-s",
@@ -286,8 +312,12 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _where(args: argparse.Namespace) -> Tuple[Any, ...]:
+    return args.kernel_directories, args.debug_directories, args.vmcoreinfo
+
+
 def _open(args: argparse.Namespace) -> Target:
-    where = (args.kernel_directories, args.debug_directories, args.vmcoreinfo)
+    where = _where(args)
     if args.kernel:
         return open_live(args.symbols, *where)
     if args.qemu:
@@ -306,6 +336,34 @@ def _report(args: argparse.Namespace, analyses: Sequence[Analysis]) -> int:
         with _quiet_pipe():
             print_report(report, wanted, file)
     return report.exit_code(wanted.fail_on)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    wanted = request(args, args.analyses)
+    with output(wanted.output) as file:
+        before, after = (_document(args, wanted, path) for path in (args.A, args.B))
+        report = compare(before, after, wanted.limit)
+        with _quiet_pipe():
+            # Its parts are masked already.
+            print_report(report, dataclasses.replace(wanted, redact=False), file)
+    return report.exit_code(wanted.fail_on)
+
+
+def _document(args: argparse.Namespace, wanted: Request, path: str) -> Any:
+    """One side of a comparison: a JSON report as it is, or the triage of a dump."""
+    document = None
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(64).lstrip()[:1] == b"{":
+                file.seek(0)
+                document = read_report(file.read(), path)
+    if document is None:
+        target = open_core(path, args.symbols, *_where(args))
+        report = run_request(target, dataclasses.replace(wanted, limit=_DIFF_ROWS))
+        return read_report(render(report, "json", redact=wanted.redact).encode(), path)
+    if wanted.redact:
+        raise TargetError(f"{path} is a report: make it with --redact instead")
+    return document
 
 
 def _info(args: argparse.Namespace) -> int:
