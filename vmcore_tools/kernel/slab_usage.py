@@ -63,10 +63,11 @@ class SlabUsage:
     :ivar allocated: allocated objects
     :ivar unread: objects of slabs that are not in the dump or damaged
     :ivar free_on_nodes: free in slabs on the nodes' partial lists, as
-        ``count_partial()`` of mm/slub.c counts them
+        ``count_partial()`` of mm/slub.c counts them; in all slabs of SLAB
     :ivar free_on_cpus: free in slabs that a CPU allocates from
     :ivar free_on_cpu_partial: free in slabs on CPUs' partial lists
-    :ivar free_elsewhere: free in sheaves, or in slabs that are on no list
+    :ivar free_elsewhere: free in sheaves or SLAB's array caches, or in slabs
+        that are on no list
     :ivar kernel_slabs: slabs as the nodes' counters have them; -1 if there are none
     :ivar miscounted: int64 array: rows of slabs whose number of objects in
         use is not what their freelist says
@@ -91,7 +92,7 @@ class SlabUsage:
     @property
     def active(self) -> Ints:
         """
-        Active objects as ``get_slabinfo()`` of mm/slub.c counts them for /proc/slabinfo.
+        Active objects as ``get_slabinfo()`` counts them for /proc/slabinfo.
 
         The newest kernels only estimate what they have on very long lists.
         """
@@ -107,12 +108,17 @@ def slab_usage(
 
     :raises drgn.FaultError: if the memory map's own structures cannot be read
     """
-    lists = _SlabLists(index)
-    on_node = lists.rows(lists.node_partial)
-    on_cpu = lists.rows(lists.cpu_slabs)
-    on_cpu_partial = lists.rows(lists.cpu_partial)
-
     count = len(index.pfn)
+    broken: List[BrokenList] = []
+    if _is_slab(index):
+        # Its nodes have all slabs, and its CPUs have objects, not slabs.
+        on_node, on_cpu, on_cpu_partial = (np.full(count, node) for node in (True, False, False))
+    else:
+        lists = _SlabLists(index, broken)
+        on_node = lists.rows(lists.node_partial)
+        on_cpu = lists.rows(lists.cpu_slabs)
+        on_cpu_partial = lists.rows(lists.cpu_partial)
+
     in_use, read = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
     size_bytes = np.zeros(count, dtype=np.int64)
     for batch in progress(index.batches(), "counting slab objects", None):
@@ -139,10 +145,10 @@ def slab_usage(
         free_on_cpus=by_cache(np.where(on_cpu, free, 0)),
         free_on_cpu_partial=by_cache(np.where(on_cpu_partial, free, 0)),
         free_elsewhere=by_cache(np.where(on_cpu | on_cpu_partial, 0, elsewhere)),
-        kernel_slabs=lists.kernel_slabs(),
+        kernel_slabs=_kernel_slabs(index),
         miscounted=_miscounted(index, in_use, read & ~on_cpu),
         in_use=in_use,
-        broken=tuple(lists.broken),
+        broken=tuple(broken),
     )
 
 
@@ -151,11 +157,14 @@ def _miscounted(index: SlabIndex, in_use: Ints, settled: Bools) -> Ints:
     Rows of slabs whose counters and freelist disagree.
 
     All objects of a slab that a CPU allocates from, a frozen one, count as in
-    use; objects in sheaves are in use for the slab, and free for everybody.
+    use; objects in sheaves, or SLAB's array caches, are in use for the slab,
+    and free for everybody.
     """
     settled = settled & ~index.frozen
-    sheaves = bool(index.caches) and hasattr(index.caches[0].cache, "cpu_sheaves")
-    wrong = in_use > index.inuse if sheaves else in_use != index.inuse
+    if not settled.any():
+        return np.zeros(0, dtype=np.int64)
+    sets_aside = _is_slab(index) or hasattr(index.caches[0].cache, "cpu_sheaves")
+    wrong = in_use > index.inuse if sets_aside else in_use != index.inuse
     return np.flatnonzero(settled & wrong).astype(np.int64)
 
 
@@ -170,17 +179,35 @@ def is_reclaimable(cache: SlabCache) -> bool:
     return bool(cache.cache.flags.value_() & flag)
 
 
+def _is_slab(index: SlabIndex) -> bool:
+    """Whether the kernel has the old SLAB."""
+    return bool(index.caches) and index.caches[0].index_bytes is not None
+
+
+def _kernel_slabs(index: SlabIndex) -> Ints:
+    """The nodes' own counts of slabs; -1 for a cache whose nodes have none."""
+    counts = np.full(len(index.caches), -1, dtype=np.int64)
+    for number, cache in enumerate(index.caches):
+        try:
+            counts[number] = sum(_node_slabs(node) for node in _nodes(cache.cache))
+        except (AttributeError, FaultError):
+            continue  # SLUB does not count without CONFIG_SLUB_DEBUG
+    return counts
+
+
+def _node_slabs(node: Object) -> int:
+    if hasattr(node, "total_slabs"):  # SLAB
+        return int(node.total_slabs.value_())
+    return int(node.nr_slabs.counter.value_())
+
+
 class _SlabLists:
-    """
-    The lists that slabs are on.
+    """SLUB's lists of slabs; those that cannot be followed to their end are noted."""
 
-    :ivar broken: lists that could not be followed to their end
-    """
-
-    def __init__(self, index: SlabIndex) -> None:
+    def __init__(self, index: SlabIndex, broken: List[BrokenList]) -> None:
         self._index = index
         self._prog = index.prog
-        self.broken: List[BrokenList] = []
+        self._broken = broken
         slab_type = _slab_type(self._prog)
         # 916ac0527837 ("slub: use slab_list instead of lru") in v5.2.
         member = "slab_list" if slab_type.has_member("slab_list") else "lru"
@@ -205,7 +232,7 @@ class _SlabLists:
                     found[row] = True
             except FaultError as error:
                 reason = f"a list of slabs cannot be read: {error}"
-                self.broken.append(BrokenList(cache.cache.value_(), number, reason))
+                self._broken.append(BrokenList(cache.cache.value_(), number, reason))
         return found
 
     def node_partial(self, number: int) -> Iterator[int]:
@@ -231,23 +258,12 @@ class _SlabLists:
                 first = cpu_slab.partial.value_()
                 yield from self._sound(number, cpu_slab.value_(), self._chain(number, first))
 
-    def kernel_slabs(self) -> Ints:
-        """The nodes' own counts of slabs; -1 for a cache whose nodes have none."""
-        counts = np.full(len(self._index.caches), -1, dtype=np.int64)
-        for number, cache in enumerate(self._index.caches):
-            try:
-                # Without CONFIG_SLUB_DEBUG nobody counts.
-                counts[number] = sum(node.nr_slabs.counter.value_() for node in _nodes(cache.cache))
-            except (AttributeError, FaultError):
-                continue
-        return counts
-
     def _sound(self, number: int, address: Optional[int], rows: Iterator[int]) -> Iterator[int]:
         """The rows up to where a list breaks, which is noted."""
         try:
             yield from rows
         except BrokenListError as error:
-            self.broken.append(BrokenList(address or 0, number, str(error)))
+            self._broken.append(BrokenList(address or 0, number, str(error)))
 
     def _node_list(self, number: int, head: Object) -> Iterator[int]:
         end = previous = head.address_
