@@ -29,6 +29,7 @@ def kdump(
     dump_level: int = 31,
     max_mapnr: int = 64,
     part: Optional[Tuple[int, int]] = None,
+    notes: Tuple[int, int] = (0, 0),
     page_data: bytes = b"x" * 16,
 ) -> bytes:
     """A kdump-compressed file of version 6 with the given pages."""
@@ -41,7 +42,17 @@ def kdump(
     )
     sub_header = struct.pack(
         "<QiiQQQQQQQQQQQ",
-        *(0, dump_level, int(part is not None), *([0] * 8), *(part or (0, 0)), max_mapnr),
+        *(
+            0,
+            dump_level,
+            int(part is not None),
+            *([0] * 4),
+            *notes,
+            0,
+            0,
+            *(part or (0, 0)),
+            max_mapnr,
+        ),
     )
     descriptors_at = 4 * PAGE
     data_at = descriptors_at + 24 * len(pfns)
@@ -142,6 +153,12 @@ def test_kdump_cut_in_its_descriptors_has_no_page(tmp_path: Path) -> None:
 def test_kdump_without_its_headers_is_refused(tmp_path: Path, length: int) -> None:
     with pytest.raises(DumpError, match="cut off"):
         read(tmp_path, kdump([1])[:length])
+
+
+@pytest.mark.parametrize("notes", [(1 << 40, 16), (0, 1 << 40), ((1 << 64) - 8, 16)])
+def test_notes_that_cannot_be_there_are_refused(tmp_path: Path, notes: Tuple[int, int]) -> None:
+    with pytest.raises(DumpError, match="impossible place for its notes"):
+        read(tmp_path, kdump([1], notes=notes))
 
 
 def test_elf_pages_are_those_of_p_filesz_not_p_memsz(tmp_path: Path) -> None:

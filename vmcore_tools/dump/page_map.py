@@ -37,6 +37,8 @@ _PAGE_DESCRIPTOR = np.dtype(
 )
 # diskdump_mod.h: the dump was cut short, by a full disk for example.
 _DUMP_DH_COMPRESSED_INCOMPLETE = 0x8
+# A note for each of a few thousand CPUs is far less.
+_NOTES_BYTES_MAX = 64 << 20
 # header_version from which max_mapnr_64 replaces the 32-bit field.
 _VERSION_MAX_MAPNR_64 = 6
 # Bytes of a bitmap, and page descriptors, handled at a time.
@@ -161,6 +163,10 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         raise DumpError("its kdump header is cut off")
     sub = _KDUMP_SUB_HEADER.unpack(sub_head)
     _, dump_level, split, start_pfn, end_pfn = sub[:5]
+    for name, offset, size in (("VMCOREINFO", *sub[5:7]), ("notes", *sub[7:9])):
+        # libkdumpfile trusts these, and dies of absurd ones.
+        if offset + size > size_bytes or size > _NOTES_BYTES_MAX:
+            raise DumpError(f"its kdump header has an impossible place for its {name}")
     if version >= _VERSION_MAX_MAPNR_64:
         start_pfn, end_pfn, max_mapnr = sub[11:14]
 
