@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, List, Sequence
 
+import jsonschema
 import pytest
 
 from tests.dumps.conftest import ShippedDump
@@ -38,6 +39,11 @@ def drgn(dump: ShippedDump, *arguments: str, expected: int) -> str:
 def triage(demo_dump: ShippedDump) -> Any:
     command = [str(BIN / "vmcore-tools"), "triage", "-c", str(demo_dump.files.vmcore)]
     return json.loads(run([*command, *symbols(demo_dump), "--format", "json"], 1))
+
+
+def test_the_json_report_keeps_the_published_schema(triage: Any) -> None:
+    schema = ROOT / "vmcore_tools" / "report" / "schema-v1.json"
+    jsonschema.validate(triage, json.loads(schema.read_text()))
 
 
 def by_rule(report: Any, rule: str) -> Any:
