@@ -50,7 +50,11 @@ _WORD_BYTES = 8
 _FRAMES_MAX = 200
 _UNEXPLAINED = "unexplained"
 _PLACES_WITH_FIELDS = frozenset(
-    place.value for place in (Place.SLAB_OBJECT, Place.IMAGE, Place.MODULE, Place.PER_CPU)
+    place.value
+    for place in (
+        *(Place.SLAB_OBJECT, Place.PAGE_STRUCT),
+        *(Place.IMAGE, Place.MODULE, Place.PER_CPU),
+    )
 )
 
 
@@ -341,6 +345,8 @@ def _holder(
         if reason is not None:
             struct = None
             holder = f"object of {reference.holder}"
+    elif reference.place is Place.PAGE_STRUCT:
+        struct = names.prog.type("struct page")
     elif reference.place in (Place.IMAGE, Place.MODULE):
         struct = names.variable(reference.holder, reference.offset)
     elif reference.place is Place.TASK_STACK:

@@ -14,12 +14,11 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Opt
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, sizeof
+from drgn import FaultError, Object, Program
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.mm import (
     compound_head,
     compound_nr,
-    for_each_valid_page_range,
     page_to_virt,
     virt_to_page,
 )
@@ -28,6 +27,7 @@ from drgn.helpers.linux.sched import idle_task, task_on_cpu
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
+from vmcore_tools.kernel.page_struct_map import PageStructMap, page_struct_map
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.task import (
@@ -41,8 +41,8 @@ from vmcore_tools.kernel.virtual_map import VirtualMap
 
 U64 = npt.NDArray[np.uint64]
 
-#: Page bytes that are held at a time.
-_CHUNK_BYTES = 8 << 20
+#: Page bytes that are held at a time: what fits in a CPU's cache is faster.
+_CHUNK_BYTES = 1 << 20
 #: Page frames that are looked up at a time.
 _FRAMES_AT_ONCE = 1 << 20
 #: Uses of a page that rule out a pointer of the kernel's in it.
@@ -70,8 +70,8 @@ class Targets:
         if not len(self.start):
             nothing = np.zeros(0, dtype=np.int64)
             return nothing, nothing
-        # Nearly all words fail this test, so the search sees few.
-        near = np.flatnonzero((words >= self.start[0]) & (words < self.end[-1]))
+        # Nearly all words fail this test, so the search sees few. Those below wrap around.
+        near = np.flatnonzero(words - self.start[0] < self.end[-1] - self.start[0])
         at = np.searchsorted(self.start, words[near], side="right") - 1
         inside = words[near] < self.end[at]
         return near[inside], at[inside]
@@ -122,12 +122,12 @@ def scan(
     :param progress: shows how far it is
     """
     found: List[Tuple[U64, U64, npt.NDArray[np.int64]]] = []
-    pages_read = pages_unread = pages_skipped = 0
-    chunks = list(_chunks(memory))
-    for pfns in progress(chunks, "scanning for references", len(chunks)):
-        kernel = ~np.isin(pages.kind_of(pfns), NOT_KERNEL)
-        pages_skipped += int((~kernel).sum())
-        pfns = pfns[kernel]
+    pages_read = pages_unread = 0
+    runs = _kernel_runs(memory, pages)
+    kernel_pages = int((runs[:, 1] - runs[:, 0]).sum())
+    pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
+    chunks = -(-kernel_pages // pages_max)
+    for pfns in progress(_chunks(runs, pages_max), "scanning for references", chunks):
         data, read = memory.read_pages(pfns)
         pages_read += int(read.sum())
         pages_unread += int((~read).sum())
@@ -144,24 +144,31 @@ def scan(
         np.concatenate([nothing.astype(np.int64), *(target for _, _, target in found)]),
     )
     absent = absent_kernel_pages(memory, pages)
-    return hits, ScanCoverage(pages_read, pages_unread, pages_skipped, absent)
+    skipped = memory.page_map.present_pages - kernel_pages
+    return hits, ScanCoverage(pages_read, pages_unread, skipped, absent)
 
 
-def _chunks(memory: Memory) -> Iterator[npt.NDArray[np.uint64]]:
-    """The present page frames, sorted, in arrays of bounded size."""
-    pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
-    pending: List[npt.NDArray[np.uint64]] = []
-    count = 0
+def _kernel_runs(memory: Memory, pages: PageIndex) -> U64:
+    """Runs of present page frames that can hold kernel data: array of shape (n, 2)."""
+    is_kernel = np.ones(256, dtype=bool)
+    is_kernel[list(NOT_KERNEL)] = False
+    parts = [np.zeros((0, 2), dtype=np.int64)]
     for start, end in memory.page_map.runs.tolist():
-        for first in range(start, end, pages_max):
-            run = np.arange(first, min(end, first + pages_max), dtype=np.uint64)
-            if count + len(run) > pages_max:
-                yield np.concatenate(pending)
-                pending, count = [], 0
-            pending.append(run)
-            count += len(run)
-    if pending:
-        yield np.concatenate(pending)
+        for first in range(start, end, _FRAMES_AT_ONCE):
+            kernel = is_kernel[pages.kinds_between(first, min(end, first + _FRAMES_AT_ONCE))]
+            edges = np.flatnonzero(np.diff(kernel, prepend=False, append=False))
+            parts.append(first + edges.reshape(-1, 2))
+    return np.concatenate(parts).astype(np.uint64)
+
+
+def _chunks(runs: U64, pages_max: int) -> Iterator[U64]:
+    """The page frames of runs, in arrays of *pages_max*; the last one may be shorter."""
+    lengths = (runs[:, 1] - runs[:, 0]).astype(np.int64)
+    ends = np.cumsum(lengths)
+    for first in range(0, int(lengths.sum()), pages_max):
+        number = np.arange(first, min(first + pages_max, int(ends[-1])))
+        run = np.searchsorted(ends, number, side="right")
+        yield runs[run, 0] + (number - (ends - lengths)[run]).astype(np.uint64)
 
 
 def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int]:
@@ -203,6 +210,7 @@ class Place(enum.Enum):
     VMALLOC = "vmalloc area"
     PAGE_TABLE = "page table"
     PAGES = "page allocation"
+    PAGE_STRUCT = "page structure"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +247,7 @@ class Attribution:
         those of the idle tasks included
     :ivar stack_bytes: THREAD_SIZE, which stacks are aligned to
     :ivar free_stacks: addresses of stacks that are kept for new tasks
-    :ivar page_structs: address ranges of the page structures themselves
+    :ivar page_structs: where the page structures themselves are
     :ivar kmemleak: position of kmemleak's cache in the index, None without it
     """
 
@@ -249,7 +257,7 @@ class Attribution:
     stacks: Dict[int, Object]
     stack_bytes: int
     free_stacks: FrozenSet[int]
-    page_structs: Tuple[Tuple[int, int], ...]
+    page_structs: PageStructMap
     kmemleak: Optional[int]
 
     @staticmethod
@@ -257,7 +265,6 @@ class Attribution:
         """
         :raises drgn.FaultError: if the list of tasks cannot be read
         """
-        size = sizeof(prog.type("struct page"))
         try:
             kmemleak = index.cache_number(prog["object_cache"].read_())
         except KeyError:
@@ -269,10 +276,7 @@ class Attribution:
             {stack_range(task)[0]: task for task in _for_each_task_and_idle(prog)},
             prog["THREAD_SIZE"].value_(),
             frozenset(_free_stacks(prog)),
-            tuple(
-                (mem_map.value_() + start * size, mem_map.value_() + end * size)
-                for start, end, mem_map in for_each_valid_page_range(prog)
-            ),
+            page_struct_map(prog, index.memory.page_map.page_size_bytes),
             kmemleak,
         )
 
@@ -284,6 +288,8 @@ class Attribution:
         rows = self.index.find(addresses)
         states = self.index.object_states(addresses)
         in_array = _inside(addresses, self.index.free_object_arrays)
+        page_struct, in_struct, described = self.page_structs.find(hits.physical)
+        described_kinds = self.pages.kind_of(described)
         result = []
         for i in range(len(addresses)):
             word = _Word(int(hits.target[i]), int(hits.value[i]), int(addresses[i]))
@@ -295,6 +301,19 @@ class Attribution:
                         word.address,
                         0,
                         "it is the allocator's own",
+                    )
+                )
+                continue
+            if page_struct[i]:
+                word = dataclasses.replace(word, address=int(page_struct[i] + in_struct[i]))
+                unused = described_kinds[i] in (PageClass.FREE, PageClass.IDLE)
+                result.append(
+                    word.reference(
+                        Place.PAGE_STRUCT,
+                        "struct page",
+                        int(page_struct[i]),
+                        int(in_struct[i]),
+                        "no one holds the page that it describes" if unused else None,
                     )
                 )
                 continue
@@ -376,12 +395,6 @@ class Attribution:
         """The word is in the kernel image or in a vmalloc area."""
         word = dataclasses.replace(word, address=address)
         prog = self.index.prog
-        for start, end in self.page_structs:
-            if start <= address < end:
-                return word.reference(
-                    Place.PAGES, "page structures", start, address - start,
-                    "it is the page allocator's own data",
-                )  # fmt: skip
         area = self.virtual.area_at(address)
         try:
             symbol = prog.symbol(address)
