@@ -76,8 +76,8 @@ class Verdict(enum.IntEnum):
     FREEING = 1  #: the count is 0
     LEAKED = 2  #: too few holders, and nothing else points at it
     LIKELY_LEAKED = 3  #: as its likes, but for a stray pointer
-    IN_USE = 4  #: too few holders, but a running or sleeping task has it
-    UNKNOWN_HOLDER = 5  #: too few holders, but something points at it
+    IN_USE = 4  #: too few holders, but a task has it on its stack or in a register
+    UNKNOWN_HOLDER = 5  #: too few holders, no task has it, but something points at it
     NOT_JUDGED = 6  #: its own driver's holders are not known
 
     @property
@@ -173,7 +173,8 @@ def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
 def _verdict(pointers: Sequence[Reference]) -> Verdict:
     if not pointers:
         return Verdict.LEAKED
-    if all(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers):
+    # A task that has it may be about to store it, or to drop it.
+    if any(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers):
         return Verdict.IN_USE
     return Verdict.UNKNOWN_HOLDER
 
