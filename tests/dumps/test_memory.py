@@ -6,14 +6,16 @@ from __future__ import annotations
 from typing import Dict
 
 from drgn.helpers.linux.mm import totalram_pages
+from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from drgn_scripts.memory import ANALYSIS, MemoryUse, Ram
 from tests.dumps.conftest import ShippedDump
 from tests.dumps.test_slabs import Damaged
 from vmcore_tools.kernel.memory_usage import Use
+from vmcore_tools.kernel.page import PageClass, page_index
 from vmcore_tools.kernel.resource import system_ram
 from vmcore_tools.kernel.task import for_each_bounded_task, stack_range
-from vmcore_tools.kernel.vmstat import page_counter, pages_on_cpu_lists
+from vmcore_tools.kernel.vmstat import Counter, page_counter, pages_on_cpu_lists
 from vmcore_tools.model import AnalysisResult, Status
 from vmcore_tools.runner import run
 
@@ -131,3 +133,20 @@ def test_ram_without_page_structures_is_not_accounted_for(demo_dump: ShippedDump
     rows = {row.use: row.pages for row in result.tables[0].rows}
     assert rows[Use.UNREAD.value] == page_size // 64
     assert sum(rows.values()) == sum(uses(demo_dump).values())
+
+
+def test_page_tables_are_told_by_the_exact_counter(demo_dump: ShippedDump) -> None:
+    """Their page type is found by their number, most of which CPUs may have to themselves."""
+    damaged = Damaged(demo_dump)
+    prog = damaged.target.prog
+    item = prog.constant("NR_PAGETABLE")
+    pages = page_counter(prog, "NR_PAGETABLE").exact
+    shown = prog["vm_zone_stat"][item].counter
+    zone = next(zone for zone in prog["contig_page_data"].node_zones if zone.present_pages)
+    difference = per_cpu_ptr(zone.pageset, 0).vm_stat_diff[item]
+    moved = min(100, shown.value_())
+    damaged.write(difference.address_of_().value_(), difference.value_() + moved, 1)
+    damaged.write(shown.address_of_().value_(), shown.value_() - moved)
+    assert page_counter(prog, "NR_PAGETABLE") == Counter(shown=pages - moved, exact=pages)
+    kinds = page_index(prog, damaged.target.memory).kind
+    assert int((kinds == PageClass.PAGE_TABLE).sum()) == pages

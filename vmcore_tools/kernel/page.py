@@ -10,12 +10,12 @@ from typing import Any, Iterator, List, Optional
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Program, sizeof
+from drgn import FaultError, Program, sizeof
 from drgn.helpers.linux.mm import for_each_valid_page_range, pfn_to_virt
-from drgn.helpers.linux.vmstat import global_node_page_state, global_zone_page_state
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.layout import field_dtype
+from vmcore_tools.kernel.vmstat import page_counter
 
 _CACHE_KEY = "vmcore_tools.kernel.page.index"
 #: ``struct page`` bytes that are held at a time.
@@ -370,21 +370,14 @@ def _mark_old_page_tables(
     as many pages have as the kernel itself counts.
     """
     try:
-        expected = _page_table_pages(prog)
-    except LookupError:
+        # There are few, and much of their number may still be with the CPUs.
+        expected = page_counter(prog, "NR_PAGETABLE").exact
+    except (FaultError, LookupError):
         return
     position, value = typed
     counted = {bit: (value & bit) == 0 for bit in _PG_TABLE_VALUES}
     bit = min(counted, key=lambda bit: abs(int(counted[bit].sum()) - expected))
     kind[position[counted[bit]]] = PageClass.PAGE_TABLE
-
-
-def _page_table_pages(prog: Program) -> int:
-    item = prog.constant("NR_PAGETABLE")
-    # f0c0c115fb81 ("mm: memcontrol: account pagetables per node") in v5.11.
-    if item.type_.type_name() == "enum node_stat_item":
-        return int(global_node_page_state(item))
-    return int(global_zone_page_state(item))
 
 
 def direct_map_offset(prog: Program) -> int:
