@@ -243,6 +243,21 @@ class PageIndex:
         position = np.where(inside, self.position[at] + pfns - self.ranges[at, 0], 0)
         return np.where(inside, self.kind[position], np.uint8(PageClass.UNREAD))
 
+    def kinds_between(self, start: int, end: int) -> npt.NDArray[np.uint8]:
+        """As :meth:`kind_of`, for the page frames ``[start, end)``; much faster."""
+        result = np.full(end - start, PageClass.UNREAD, dtype=np.uint8)
+        first = int(np.searchsorted(self.ranges[:, 1], start, side="right"))
+        for (low, high), position in zip(
+            self.ranges[first:].tolist(), self.position[first:].tolist()
+        ):
+            if low >= end:
+                break
+            low_asked, high_asked = max(low, start), min(high, end)
+            result[low_asked - start : high_asked - start] = self.kind[
+                position + low_asked - low : position + high_asked - low
+            ]
+        return result
+
 
 def page_index(prog: Program, memory: Memory) -> PageIndex:
     """
