@@ -110,6 +110,7 @@ class Slabs:
     slab_size_bytes: int = column(Kind.BYTES)
     objects_per_slab: int = column(Kind.COUNT)
     slabs: int = column(Kind.COUNT)
+    allocated_bytes: int = column(Kind.BYTES)
     total_bytes: int = column(Kind.BYTES)
     reclaimable: bool = column(Kind.TEXT)
     merged_caches: int = column(Kind.COUNT)
@@ -160,6 +161,7 @@ def _row(index: SlabIndex, usage: SlabUsage, number: int) -> Slabs:
         slab_size_bytes=page_size << cache.orders[order_objects],
         objects_per_slab=order_objects,
         slabs=int(usage.slabs[number]),
+        allocated_bytes=int(usage.allocated[number]) * cache.size_bytes,
         total_bytes=int(usage.size_bytes[number]),
         reclaimable=is_reclaimable(cache),
         merged_caches=max(0, cache.cache.refcount.value_() - 1),

@@ -35,7 +35,7 @@ from vmcore_tools.runner import find_analyses
 class Slabs:
     cache: str = column(Kind.UNTRUSTED)
     allocated: int = column(Kind.COUNT)
-    total_bytes: int = column(Kind.BYTES)
+    allocated_bytes: int = column(Kind.BYTES)
 
 
 @dataclasses.dataclass(frozen=True)

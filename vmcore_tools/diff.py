@@ -49,7 +49,7 @@ _FACTS = (
 
 @dataclasses.dataclass(frozen=True)
 class CacheGrowth:
-    """A slab cache: its allocated objects, and the memory of its slabs."""
+    """A slab cache: its allocated objects, without what its slabs have of free ones."""
 
     cache: str = column(Kind.UNTRUSTED)
     grown_bytes: int = column(Kind.BYTES)
@@ -132,7 +132,7 @@ class _Growing:
 
 
 _GROWING = (
-    _Growing(CacheGrowth, "slabs", "Slabs", ("cache",), "allocated", "total_bytes"),
+    _Growing(CacheGrowth, "slabs", "Slabs", ("cache",), "allocated", "allocated_bytes"),
     _Growing(
         TypeGrowth, "kmalloc-objects", "ObjectsByType", ("cache", "type"), "objects", "size_bytes"
     ),

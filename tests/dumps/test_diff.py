@@ -54,7 +54,7 @@ def test_a_leak_that_went_on_is_named_first(
     objects = before["tables"]["kmalloc-objects"]
     fence = "struct virtio_gpu_fence"
     cache = leak["cache"]
-    lessen(before["tables"]["slabs"]["Slabs"], "allocated", "total_bytes", cache=cache)
+    lessen(before["tables"]["slabs"]["Slabs"], "allocated", "allocated_bytes", cache=cache)
     lessen(objects["ObjectsByType"], "objects", "size_bytes", cache=cache, type=fence)
     stack = next(r["stack"] for r in objects["ObjectsByStack"]["rows"] if r["cache"] == cache)
     lessen(objects["ObjectsByStack"], "objects", "size_bytes", cache=cache, stack=stack)
