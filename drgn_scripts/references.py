@@ -134,6 +134,8 @@ def analyze(ctx: Context) -> Iterator[Any]:
     counts = np.zeros((len(targets.start), 2), dtype=np.int64)
     for reference in found:
         counts[reference.target, int(reference.non_reference is not None)] += 1
+    slab_objects = [r.container for r in found if r.place is Place.SLAB_OBJECT]
+    names.learn(np.concatenate((targets.start, np.array(slab_objects, dtype=np.uint64))))
     rows = [_holder(names, attribution, targets, reference) for reference in found]
     yield Scanned(
         name=text,
@@ -228,6 +230,7 @@ class _Names:
         self.prog = prog
         self.index = index
         self.types = types
+        self._objects: Dict[int, Tuple[str, Optional[Type]]] = {}
         self._structs: Dict[str, Optional[Type]] = {}
         self._fields: Dict[Tuple[str, int], str] = {}
         self._traces: Dict[int, Optional[StackTrace]] = {}
@@ -264,12 +267,31 @@ class _Names:
                 self._structs[name] = None
         return self._structs[name]
 
-    def of_object(self, address: int, cache: int) -> Tuple[str, Optional[Type]]:
-        """The type of a slab object: what to call it, and the structure if it is clear."""
+    def learn(self, addresses: U64) -> None:
+        """Find out what the slab objects that begin at addresses are, all at once."""
+        addresses = np.unique(addresses)
+        rows = self.index.find(addresses)
+        addresses, rows = addresses[rows >= 0], rows[rows >= 0]
+        caches = self.index.cache[rows].tolist()
+        for address, cache, number in zip(
+            addresses.tolist(), caches, self.types.of(addresses).tolist()
+        ):
+            self._objects[address] = self._name(cache, number)
+
+    def of_object(self, address: int) -> Tuple[str, Optional[Type]]:
+        """
+        The type of a slab object that was learned.
+
+        :return: what to call it, and the structure if it is clear
+        """
+        # A hit in front of the first object, in a red zone, is in none.
+        return self._objects.get(address, ("slab memory", None))
+
+    def _name(self, cache: int, number: int) -> Tuple[str, Optional[Type]]:
         struct = self.types.cache_types.get(cache)
         if struct is not None:
             return struct.type_name(), struct
-        known = self.types.types[int(self.types.of(np.array([address], dtype=np.uint64))[0])]
+        known = self.types.types[number]
         if known.certainty == Certainty.UNKNOWN:
             return f"object of {self.index.caches[cache].name}", None
         if known.certainty == Certainty.SUSPECTED:
@@ -340,8 +362,7 @@ def _holder(
     reason = reference.non_reference
     field: Optional[Maybe[str]] = None
     if reference.place is Place.SLAB_OBJECT:
-        row = int(names.index.find(np.array([reference.container], dtype=np.uint64))[0])
-        holder, struct = names.of_object(reference.container, int(names.index.cache[row]))
+        holder, struct = names.of_object(reference.container)
         if reason is not None:
             struct = None
             holder = f"object of {reference.holder}"
@@ -422,7 +443,7 @@ def _target_rows(
         cache: Maybe[str] = Absent("it is in no slab")
         if row >= 0:
             number = int(names.index.cache[row])
-            name, _ = names.of_object(address, number)
+            name, _ = names.of_object(address)
             cache = names.index.caches[number].name
             state = ObjectState(int(states[i])).name.lower()
         yield Target(
