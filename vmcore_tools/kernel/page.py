@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,15 @@ from drgn import FaultError, Program, sizeof
 from drgn.helpers.linux.mm import for_each_valid_page_range, pfn_to_virt
 
 from vmcore_tools.dump.memory import Memory
-from vmcore_tools.kernel.layout import field_dtype
+from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.vmstat import page_counter
 
 _CACHE_KEY = "vmcore_tools.kernel.page.index"
-#: ``struct page`` bytes that are held at a time.
-_CHUNK_BYTES = 16 << 20
+#: Free blocks of this order are looked into no further; no order is larger than the other.
+_LARGE_ORDER = 10
+_ORDERS_MAX = 31
+#: ``struct page`` bytes that are held at a time: what fits in a CPU's cache is faster.
+_CHUNK_BYTES = 2 << 20
 # include/linux/page-flags.h up to v6.10: a page has types if these bits are
 # set in page_type, and it has a type if that type's bit is clear.
 _PAGE_TYPE_BASE = 0xF0000000
@@ -69,35 +72,67 @@ class PageStructs:
     read: npt.NDArray[np.bool_]
 
 
-def page_structs(prog: Program, memory: Memory) -> Iterator[PageStructs]:
+def page_structs(prog: Program, memory: Memory, types: PageTypes) -> Iterator[PageStructs]:
     """
     Read the ``struct page`` of every valid page frame.
+
+    In the largest free blocks, only that of the first one: zeros stand for
+    the others, which nobody uses and which are most of an idle machine's.
 
     :raises drgn.FaultError: if the memory map's own structures cannot be read
     :raises LookupError: for a memory model that drgn does not know
     """
-    struct_size = sizeof(prog.type("struct page"))
+    struct_size = types.fields.itemsize
     pages_max = _CHUNK_BYTES // struct_size
     for start, end, mem_map in for_each_valid_page_range(prog):
         base = mem_map.value_()
         for first in range(start, end, pages_max):
             address = (base + first * struct_size) & 0xFFFFFFFFFFFFFFFF
-            yield _read_structs(memory, first, address, min(end - first, pages_max), struct_size)
+            yield _read_structs(memory, types, first, address, min(end - first, pages_max))
 
 
 def _read_structs(
-    memory: Memory, first_pfn: int, address: int, count: int, struct_size: int
+    memory: Memory, types: PageTypes, first_pfn: int, address: int, count: int
 ) -> PageStructs:
+    struct_size = types.fields.itemsize
     page_size = memory.page_map.page_size_bytes
     # The array's pages are what can be absent: read whole ones, then cut.
     low = address // page_size * page_size
     high = -(-(address + count * struct_size) // page_size) * page_size
-    raw, pages_read = memory.read_virtual(low, high - low)
+    raw = np.zeros(high - low, dtype=np.uint8)
+    pages_read = np.ones((high - low) // page_size, dtype=bool)
+    for start, end in _wanted_runs(memory, types, first_pfn, address, low, high):
+        data, read = memory.read_virtual(start, end - start)
+        raw[start - low : end - low] = data
+        pages_read[(start - low) // page_size : (end - low) // page_size] = read
     offset = address - low
     data = raw[offset : offset + count * struct_size].reshape(count, struct_size)
+    if not offset and page_size % struct_size == 0:
+        read = np.repeat(pages_read, page_size // struct_size)[:count]
+        return PageStructs(first_pfn, address, data, read)
     starts = (offset + np.arange(count) * struct_size) // page_size
     ends = (offset + np.arange(count) * struct_size + struct_size - 1) // page_size
     return PageStructs(first_pfn, address, data, pages_read[starts] & pages_read[ends])
+
+
+def _wanted_runs(
+    memory: Memory, types: PageTypes, first_pfn: int, address: int, low: int, high: int
+) -> List[Tuple[int, int]]:
+    """The addresses from *low* to *high* without all but the starts of large free blocks."""
+    page_size = memory.page_map.page_size_bytes
+    block_bytes = types.fields.itemsize << _LARGE_ORDER
+    if low != address or first_pfn % (1 << _LARGE_ORDER) or block_bytes % page_size:
+        return [(low, high)]
+    starts = np.arange(low, high - block_bytes + 1, block_bytes, dtype=np.uint64)
+    heads, read = read_structs(memory.prog, starts.tolist(), types.fields)
+    large = read & (heads["private"] >= _LARGE_ORDER) & (heads["private"] <= _ORDERS_MAX)
+    large &= heads["page_type"] == np.uint32(types.buddy_type or 0)
+    # From the start of a block to the end of the head's page is always read.
+    edges = [low]
+    for start in starts[large & (types.buddy_type is not None)].tolist():
+        edges += [start + page_size, start + block_bytes]
+    edges.append(high)
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2]) if start < end]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +318,7 @@ def _make_index(prog: Program, memory: Memory) -> PageIndex:
     typed: List[npt.NDArray[np.int64]] = []
     free_blocks: List[npt.NDArray[np.int64]] = []
     base = 0
-    for structs in page_structs(prog, memory):
+    for structs in page_structs(prog, memory, types):
         count = len(structs.data)
         pages = structs.data.reshape(-1).view(types.fields)
         kind = classify(types, pages, structs.read)
@@ -362,10 +397,9 @@ def classify(
 def _spread_free_blocks(kind: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64]) -> None:
     """Only a free block's first page is marked; its order is in ``private``."""
     starts, orders = blocks
-    for order in np.unique(orders):
-        if 0 <= order < 32:
-            pages = starts[orders == order][:, None] + np.arange(1 << int(order))
-            kind[pages[pages < len(kind)]] = PageClass.FREE
+    sound = (orders > 0) & (orders <= _ORDERS_MAX)
+    for start, order in zip(starts[sound].tolist(), orders[sound].tolist()):
+        kind[start : start + (1 << order)] = PageClass.FREE
 
 
 def _spread_heads(kind: npt.NDArray[np.uint8], tails: npt.NDArray[np.int64]) -> None:
