@@ -36,7 +36,9 @@ class PageClass(enum.IntEnum):
 
     UNREAD = 0  #: the ``struct page`` is not in the dump
     FREE = 1  #: in the buddy allocator
-    IDLE = 2  #: no reference: on a CPU's free list, or isolated
+    #: No reference of its own: on a CPU's free list, or behind the first page
+    #: of an allocation that is no compound page, and then full of data.
+    IDLE = 2
     SLAB = 3
     ANONYMOUS = 4
     PAGE_CACHE = 5  #: of a file, shared memory included

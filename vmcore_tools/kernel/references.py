@@ -8,13 +8,16 @@ hit is part of: a slab object, a task's stack, a variable.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
-from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
+import functools
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object, Program
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.mm import (
     compound_head,
@@ -27,6 +30,7 @@ from drgn.helpers.linux.sched import idle_task, task_on_cpu
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
+from vmcore_tools.kernel.page_lists import for_each_cpu_free_page
 from vmcore_tools.kernel.page_struct_map import PageStructMap, page_struct_map
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
@@ -46,7 +50,7 @@ _CHUNK_BYTES = 1 << 20
 #: Page frames that are looked up at a time.
 _FRAMES_AT_ONCE = 1 << 20
 #: Uses of a page that rule out a pointer of the kernel's in it.
-HARMLESS = (*NOT_KERNEL, PageClass.IDLE)
+HARMLESS = NOT_KERNEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +310,7 @@ class Attribution:
                 continue
             if page_struct[i]:
                 word = dataclasses.replace(word, address=int(page_struct[i] + in_struct[i]))
-                unused = described_kinds[i] in (PageClass.FREE, PageClass.IDLE)
+                unused = described_kinds[i] == PageClass.FREE
                 result.append(
                     word.reference(
                         Place.PAGE_STRUCT,
@@ -358,7 +362,9 @@ class Attribution:
                 variable.offset, None,
             )  # fmt: skip
         container, pages = self._allocation(word.address)
-        reason = "no one holds the page" if kind == PageClass.IDLE else None
+        reason = None
+        if kind == PageClass.IDLE and self._is_on_cpu_list(word.address):
+            reason = "the page is free"
         if kind == PageClass.PAGE_TABLE:
             reason = "it is a page table's entry"
         elif kind == PageClass.SLAB and self._behind_objects(word.address):
@@ -380,6 +386,20 @@ class Attribution:
         except FaultError:
             page_size = self.index.memory.page_map.page_size_bytes
             return address // page_size * page_size, 1
+
+    def _is_on_cpu_list(self, address: int) -> bool:
+        page_size = self.index.memory.page_map.page_size_bytes
+        physical = address - direct_map_offset(self.index.prog)
+        return physical // page_size in self._cpu_free_pages
+
+    @functools.cached_property
+    def _cpu_free_pages(self) -> FrozenSet[int]:
+        pages: Set[int] = set()
+        # Where a list breaks off, the other pages are taken for used ones.
+        with contextlib.suppress(FaultError, ValidationError, LookupError):
+            for pfn in for_each_cpu_free_page(self.index.prog):
+                pages.add(pfn)
+        return frozenset(pages)
 
     def _behind_objects(self, address: int) -> bool:
         """Whether an address that is in no slab object is behind the last one of a slab."""
