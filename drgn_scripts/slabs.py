@@ -235,6 +235,14 @@ def _sum(first: Maybe[int], second: Maybe[int]) -> Maybe[int]:
 
 
 def _count_gaps(ctx: Context, index: SlabIndex, usage: SlabUsage) -> None:
+    if index.kfence_objects:
+        # At most a few hundred objects of all caches together.
+        ctx.coverage.gap(
+            "KFENCE object",
+            "KFENCE's pool is not looked into",
+            count=index.kfence_objects,
+            material=False,
+        )
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
     for problem in index.problems:

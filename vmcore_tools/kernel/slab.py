@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.dump.memory import Memory
+from vmcore_tools.kernel.kfence import kfence_pool
 from vmcore_tools.kernel.layout import field_dtype
 from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.slab_layout import (
@@ -129,6 +130,8 @@ class SlabIndex:
     :ivar frozen: bool, the slab belongs to a CPU
     :ivar freelist: uint64, address of the first free object
     :ivar problems: slabs and caches that could not be read or are damaged
+    :ivar kfence_objects: pages of KFENCE's pool that have had an object; these
+        objects are not in the index
     :ivar unread_page_structs: page structures that are not in the dump
     """
 
@@ -136,6 +139,8 @@ class SlabIndex:
         self.prog = prog
         self.memory = memory
         self.problems: List[SlabProblem] = []
+        self._problems_seen: Set[SlabProblem] = set()
+        self.kfence_objects = 0
         self.caches = self._read_caches()
         self._read_slabs()
         self._hardened_votes = HardenedVotes()
@@ -200,6 +205,15 @@ class SlabIndex:
         slabs = slab_fields(self.prog, pages.slab_structs)
         slabs["pfn"] = pages.slab_pfn
 
+        page_size = self.memory.page_map.page_size_bytes
+        offset = direct_map_offset(self.prog)
+        pool = kfence_pool(self.prog, page_size)
+        if pool is not None:
+            addresses = slabs["pfn"] * np.uint64(page_size) + np.uint64(offset)
+            in_pool = (addresses >= np.uint64(pool[0])) & (addresses < np.uint64(pool[1]))
+            self.kfence_objects = int((in_pool & (slabs["slab_cache"] != 0)).sum())
+            slabs = slabs[~in_pool]
+
         pointers = np.array([c.cache.value_() for c in self.caches], dtype=np.uint64)
         order = np.argsort(pointers)
         at = np.searchsorted(pointers[order], slabs["slab_cache"])
@@ -209,8 +223,6 @@ class SlabIndex:
             if len(pointers)
             else np.zeros(len(slabs), dtype=bool)
         )
-        page_size = self.memory.page_map.page_size_bytes
-        offset = direct_map_offset(self.prog)
         for slab in slabs[~known]:
             self.problems.append(
                 SlabProblem(
@@ -487,7 +499,8 @@ class SlabIndex:
         problem = SlabProblem(
             int(self.address[row]), self.caches[self.cache[row]].name, reason, fault
         )
-        if problem not in self.problems:
+        if problem not in self._problems_seen:
+            self._problems_seen.add(problem)
             self.problems.append(problem)
 
 
