@@ -166,6 +166,8 @@ def test_elf_pages_are_those_of_p_filesz_not_p_memsz(tmp_path: Path) -> None:
     assert runs_of(page_map) == [[16, 18], [64, 65]]
     assert page_map.zero_filled_holes
     assert page_map.hole_runs.tolist() == [[18, 20]]
+    assert page_map.has_run(16, 18) and page_map.has_run(64, 65)
+    assert not page_map.has_run(16, 19) and not page_map.has_run(15, 17)
     asked = np.array([17, 18, 19, 20, 64], dtype=np.uint64)
     assert page_map.left_out(asked).tolist() == [False, True, True, False, False]
 

@@ -104,7 +104,7 @@ class Memory:
         count = len(pfns)
         if not 0 < count * page_size <= CHUNK_BYTES or int(pfns[-1] - pfns[0]) != count - 1:
             return None
-        if not self.page_map.present(pfns).all():
+        if not self.page_map.has_run(int(pfns[0]), int(pfns[-1]) + 1):
             return None
         try:
             raw = self.prog.read(int(pfns[0]) * page_size, count * page_size, physical=True)

@@ -86,6 +86,11 @@ class PageMap:
         """Bool array: which of *pfns* (any shape and order) can be read."""
         return _in_runs(self.runs, pfns)
 
+    def has_run(self, start: int, end: int) -> bool:
+        """Whether all of the page frames ``[start, end)`` can be read."""
+        at = int(np.searchsorted(self.runs[:, 0], start, side="right")) - 1
+        return at >= 0 and end <= int(self.runs[at, 1])
+
     def left_out(self, pfns: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """
         Bool array: which of *pfns* makedumpfile did not write.

@@ -126,17 +126,18 @@ def scan(
     :param progress: shows how far it is
     """
     found: List[Tuple[U64, U64, npt.NDArray[np.int64]]] = []
-    pages_read = pages_unread = 0
+    pages_read = 0
     runs = _kernel_runs(memory, pages)
     kernel_pages = int((runs[:, 1] - runs[:, 0]).sum())
     pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
     chunks = -(-kernel_pages // pages_max)
     for pfns in progress(_chunks(runs, pages_max), "scanning for references", chunks):
         data, read = memory.read_pages(pfns)
-        pages_read += int(read.sum())
-        pages_unread += int((~read).sum())
+        pages_read += int(np.count_nonzero(read))
         words = data.reshape(-1).view(np.uint64)
         position, target = targets.hits(words)
+        if not len(position):
+            continue
         words_per_page = data.shape[1] // 8
         page, word = np.divmod(position, words_per_page)
         physical = pfns[page] * np.uint64(data.shape[1]) + word.astype(np.uint64) * np.uint64(8)
@@ -149,7 +150,7 @@ def scan(
     )
     absent = absent_kernel_pages(memory, pages)
     skipped = memory.page_map.present_pages - kernel_pages
-    return hits, ScanCoverage(pages_read, pages_unread, skipped, absent)
+    return hits, ScanCoverage(pages_read, kernel_pages - pages_read, skipped, absent)
 
 
 def _kernel_runs(memory: Memory, pages: PageIndex) -> U64:
@@ -169,10 +170,11 @@ def _chunks(runs: U64, pages_max: int) -> Iterator[U64]:
     """The page frames of runs, in arrays of *pages_max*; the last one may be shorter."""
     lengths = (runs[:, 1] - runs[:, 0]).astype(np.int64)
     ends = np.cumsum(lengths)
+    starts = runs[:, 0].astype(np.int64) - (ends - lengths)
     for first in range(0, int(lengths.sum()), pages_max):
         number = np.arange(first, min(first + pages_max, int(ends[-1])))
         run = np.searchsorted(ends, number, side="right")
-        yield runs[run, 0] + (number - (ends - lengths)[run]).astype(np.uint64)
+        yield (number + starts[run]).astype(np.uint64)
 
 
 def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int]:
