@@ -56,7 +56,8 @@ from vmcore_tools.kernel.dma_fence import (
 )
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file
 from vmcore_tools.kernel.drm_gem import GEM_OBJECT, for_each_gem_handle
-from vmcore_tools.kernel.layout import as_structs, field_dtype
+from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
+from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
 from vmcore_tools.kernel.sync_file import for_each_sync_file
@@ -111,7 +112,8 @@ stacks and the fence itself do not count.
 others are also held rightly by somebody, and become such when he lets go.
 
 It is `proven` if no pointer was found and every page that could hold one was
-read; `likely` if such pages are not in the dump. An object to which a single
+read, and the registers of all CPUs; `likely` if something of it is not in the
+dump, or if the target is live and went on meanwhile. An object to which a single
 stray pointer is found is likely leaked if others of its type are proven to be;
 `references_proven` and `references_likely` tell how many.""",
 )
@@ -189,10 +191,10 @@ def analyze(ctx: Context) -> Iterator[Any]:
 
 def _has_gem(prog: Program) -> bool:
     try:
-        prog.type("struct drm_gem_object")
+        # Before v5.0 GEM objects have no table of their own.
+        return bool(prog.type("struct drm_gem_object").has_member("funcs"))
     except LookupError:
         return False
-    return True
 
 
 def _audit_fences(
@@ -231,8 +233,30 @@ def _audit_fences(
     objects = Counted(found.address, found.container, sizes[found.cache], all_fences.refcount)
     judged = virtio_gpu | arrays | stubs
     result = audit(index, objects, judged, holders, ctx.progress)
+    if result.changing:
+        result = dataclasses.replace(result, verdict=_still_leaked(ctx.prog, all_fences, result))
     result = with_likely_leaks(result, found.ops)
     return _Result(all_fences, result, virtio_gpu, last_completed)
+
+
+def _still_leaked(prog: Program, all_fences: Fences, result: Audit) -> npt.NDArray[np.int8]:
+    """On a live target, the verdicts without leaks of fences that changed meanwhile."""
+    verdict = result.verdict.copy()
+    leaked = np.flatnonzero(verdict == Verdict.LEAKED)
+    members = {"ops": "ops", "seqno": "seqno", "refcount": "refcount.refcount.refs.counter"}
+    now, read = read_structs(
+        prog,
+        all_fences.found.address[leaked].tolist(),
+        field_dtype(prog.type("struct dma_fence"), members),
+    )
+    same = (
+        read
+        & (now["ops"] == all_fences.found.ops[leaked])
+        & (now["seqno"] == all_fences.seqno[leaked])
+        & (now["refcount"].astype(np.int64) == all_fences.refcount[leaked])
+    )
+    verdict[leaked[~same]] = Verdict.IN_USE
+    return verdict
 
 
 def _reservations(ctx: Context, gems: Found) -> List[int]:
@@ -330,6 +354,15 @@ def _count_gaps(ctx: Context, index: SlabIndex, result: _Result) -> None:
     others = len(result.with_verdict(Verdict.NOT_JUDGED))
     if others:
         ctx.coverage.gap("dma_fence", _NOT_JUDGED, count=others)
+    modules = modules_without_debug_info(ctx.prog)
+    if modules:
+        ctx.coverage.gap(
+            "module", "it has no debug info, so its fences are not recognised", count=len(modules)
+        )
+    if result.audit.registers_unread:
+        ctx.coverage.gap(
+            "CPU's registers", "they are not in the dump", count=result.audit.registers_unread
+        )
     if result.audit.pages_unread:
         ctx.coverage.gap("kernel page", "it is not in the dump", count=result.audit.pages_unread)
 
@@ -364,7 +397,7 @@ def _leak(
     only_leaked = every.refcount[group] == references
     explained = result.with_verdict(Verdict.EXPLAINED)
     proven = references[np.isin(group, result.with_verdict(Verdict.LEAKED))]
-    if result.audit.pages_unread:
+    if not result.audit.can_prove:
         proven = proven[:0]
     evidence = [
         Evidence("references_leaked", Kind.COUNT, int(references.sum())),
@@ -382,6 +415,7 @@ def _leak(
         Evidence("seqno_last", Kind.NUMBER, int(every.seqno[group].max())),
         Evidence("fences_explained", Kind.COUNT, len(explained)),
         Evidence("pages_unread", Kind.COUNT, result.audit.pages_unread),
+        Evidence("registers_unread", Kind.COUNT, result.audit.registers_unread),
         Evidence("examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())),
     ]
     if result.virtio_gpu[group[0]]:
@@ -399,6 +433,12 @@ def _leak(
     if result.audit.pages_unread:
         message += "; {pages_unread} pages that could hold a pointer to them are not in the dump."
         unread: Tuple[str, ...] = ("kernel pages that are not in the dump",)
+    elif result.audit.registers_unread:
+        message += "; the registers of {registers_unread} CPUs are not in the dump."
+        unread = ("registers of CPUs",)
+    elif result.audit.changing:
+        message += "; the target went on while it was read."
+        unread = ("what changed meanwhile",)
     elif len(proven) < len(group):
         message += (
             "; {references_proven} are proven, as no other pointer to their objects is in all of "

@@ -15,9 +15,10 @@ import dataclasses
 from typing import Any, Iterator, Tuple
 
 import numpy as np
-from drgn import FaultError, ModuleFileStatus, RelocatableModule
+from drgn import FaultError
 
 from vmcore_tools.analysis import Analysis, Context
+from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.page import PageClass, PageIndex, page_index
 from vmcore_tools.kernel.references import absent_kernel_pages
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity, column
@@ -92,15 +93,10 @@ def analyze(ctx: Context) -> Iterator[Any]:
             ),
             signature_key=("truncated",),
         )
-    missing = sorted(
-        (
-            ModuleWithoutDebugInfo(module.name, module.build_id.hex() if module.build_id else "")
-            for module in ctx.prog.modules()
-            if isinstance(module, RelocatableModule)
-            and module.debug_file_status != ModuleFileStatus.HAVE
-        ),
-        key=lambda row: row.module,
-    )
+    missing = [
+        ModuleWithoutDebugInfo(module.name, module.build_id.hex() if module.build_id else "")
+        for module in modules_without_debug_info(ctx.prog)
+    ]
     if missing:
         ctx.coverage.gap("module", "it has no debug info", count=len(missing))
         yield Finding(

@@ -5,7 +5,8 @@ Every task in uninterruptible sleep: for how long, where, and in what.
 Idle kernel threads (TASK_NOLOAD) are left out; killable sleepers, which
 khungtaskd ignores, are shown. Tasks with the same stack make one finding,
 VT301, if the longest of them sleeps for at least the threshold: the kernel's
-own kernel.hung_task_timeout_secs, or --threshold-seconds. The task that
+own kernel.hung_task_timeout_secs, or --threshold-seconds; VT302, if a fatal
+signal would end the sleep. The task that
 khungtaskd named in the log is marked, and so is the oldest sleeper: often
 they are not the same.
 
@@ -20,7 +21,7 @@ import dataclasses
 import re
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object
 from drgn.helpers.linux.sched import task_cpu
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
@@ -29,6 +30,7 @@ from vmcore_tools.kernel.printk import log_records
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
     is_killable,
+    is_queued,
     is_uninterruptible,
     sched_now_ns,
     sleep_time_ns,
@@ -71,6 +73,18 @@ last left a CPU at least kernel.hung_task_timeout_secs ago. Tasks with the same
 stack make one finding. `named_by_khungtaskd` are the PIDs for which the log has
 "blocked for more than N seconds". The state, the time and the stack are read
 directly, so the finding is `proven`; that it is a deadlock is not claimed.""",
+)
+
+
+HUNG_KILLABLE = Rule(
+    id="VT302",
+    slug="hung-killable-task",
+    severity=Severity.WARNING,
+    summary="Tasks have slept for longer than the hung task timeout, but a fatal signal ends it.",
+    remedy="Look at what the task waits for: a file server or a child may rightly take that long.",
+    page="""\
+As VT301, for tasks whose state has TASK_WAKEKILL: they wait for a file server, a
+child in vfork or a core dump, say. khungtaskd does not report them.""",
 )
 
 
@@ -196,9 +210,11 @@ def analyze(ctx: Context) -> Iterator[Any]:
             yield task.stack
         groups.setdefault(task.stack.id, []).append(task)
     for group in groups.values():
-        hung = [task for task in group if (task.wait_ns or 0) >= threshold_ns]
-        if hung:
-            yield _finding(ctx.prog, hung, named, oldest, threshold_ns)
+        hung = [task for task in group if (task.wait_ns or 0) >= threshold_ns or task.pid in named]
+        for rule, killable in ((HUNG, False), (HUNG_KILLABLE, True)):
+            of_rule = [task for task in hung if is_killable(task.task) == killable]
+            if of_rule:
+                yield _finding(rule, of_rule, named, oldest, threshold_ns)
     for task in blocked:
         yield BlockedTask(
             pid=task.pid,
@@ -223,11 +239,13 @@ def _maybe(value: Any, reason: str) -> Any:
 def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
     now_ns = sched_now_ns(ctx.prog)
-    for task in for_each_bounded_task(ctx.prog):
+    for task in _tasks(ctx):
         try:
-            if not is_uninterruptible(task):
+            if not is_uninterruptible(task) or is_queued(task):
                 continue
             stack = task_stack(task)
+            if any(frame.function == "__refrigerator" for frame in stack.frames):
+                continue  # frozen on purpose
             waits_for, called_from = name_wait([frame.function for frame in stack.frames])
             blocked.append(
                 _Blocked(
@@ -245,6 +263,14 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     return sorted(blocked, key=lambda task: task.sort_key)
 
 
+def _tasks(ctx: Context) -> Iterator[Object]:
+    """All tasks, up to where the walk breaks off."""
+    try:
+        yield from for_each_bounded_task(ctx.prog)
+    except FaultError as error:
+        ctx.coverage.gap("list of tasks", f"the walk broke off: {error}")
+
+
 def _threshold_seconds(ctx: Context) -> int:
     given = ctx.options["threshold_seconds"]
     if given is not None:
@@ -257,7 +283,9 @@ def _threshold_seconds(ctx: Context) -> int:
     return seconds or _DEFAULT_THRESHOLD_SECONDS
 
 
-_KHUNGTASKD = re.compile(rb"INFO: task (.*):(\d+) blocked for more than (\d+) seconds\.")
+_KHUNGTASKD = re.compile(
+    rb"INFO: task (.*):(\d+) blocked (?:in I/O wait )?for more than (\d+) seconds"
+)
 
 
 def named_in_log(texts: List[bytes]) -> Set[int]:
@@ -275,7 +303,7 @@ def _named_by_khungtaskd(ctx: Context) -> Set[int]:
 
 
 def _finding(
-    prog: Program,
+    rule: Rule,
     hung: List[_Blocked],
     named: Set[int],
     oldest: Optional[int],
@@ -314,7 +342,7 @@ def _finding(
         message += " (" + "; ".join(notes) + ")"
     functions = [frame.function for frame in first.stack.frames]
     return Finding(
-        rule=HUNG,
+        rule=rule,
         confidence=Confidence.PROVEN,
         message=message + ".",
         subject=Ref("task", first.comm, first.task.value_(), first.pid, Kind.SENSITIVE),
@@ -338,7 +366,7 @@ ANALYSIS = Analysis(
     name="hung-tasks",
     analyze=analyze,
     tables=(BlockedTask,),
-    rules=(HUNG,),
+    rules=(HUNG, HUNG_KILLABLE),
     options=(
         Option(
             "threshold-seconds",

@@ -130,7 +130,10 @@ def analyze(ctx: Context) -> Iterator[Any]:
     virtual = virtual_map(ctx.prog, ctx.memory.page_map.page_size_bytes)
     attribution = Attribution.of(ctx.prog, index, pages, virtual)
     found = attribution.references(targets, hits)
-    found += register_references(ctx.prog, targets)
+    in_registers, registers_unread = register_references(ctx.prog, targets)
+    found += in_registers
+    if registers_unread:
+        ctx.coverage.gap("CPU's registers", "they are not in the dump", count=registers_unread)
     counts = np.zeros((len(targets.start), 2), dtype=np.int64)
     for reference in found:
         counts[reference.target, int(reference.non_reference is not None)] += 1

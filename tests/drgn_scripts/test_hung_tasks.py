@@ -114,6 +114,7 @@ def test_khungtaskd_messages_name_their_tasks() -> None:
         b"INFO: task Xorg:48 blocked for more than 10 seconds.",
         b"      Not tainted 5.10.262-vmlab #1",
         b"INFO: task a:b c:1234 blocked for more than 120 seconds.",
+        b"INFO: task kworker/0:1:77 blocked in I/O wait for more than 120 seconds.",
         b"INFO: task forged blocked for more than x seconds.",
     ]
-    assert named_in_log(log) == {48, 1234}
+    assert named_in_log(log) == {48, 77, 1234}

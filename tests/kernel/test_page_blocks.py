@@ -31,7 +31,7 @@ FIELDS: np.dtype[Any] = np.dtype(
         "itemsize": 64,
     }
 )
-TYPES = PageTypes(FIELDS, False, 1 << 9, None, BUDDY, None, 0x200, None, 1 << 12)
+TYPES = PageTypes(FIELDS, False, 1 << 9, None, BUDDY, None, None, 1 << 12)
 
 
 def wanted(heads: List[Tuple[int, int]], first_pfn: int = 0, start: int = START) -> List[Any]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import Counter
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Program
+from drgn import Program, ProgramFlags
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import page_index
@@ -31,6 +32,9 @@ from vmcore_tools.kernel.references import (
 )
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.virtual_map import virtual_map
+
+#: Proven leaks for each pointer that is taken for garbage.
+_LEAKS_FOR_A_STRAY = 100
 
 U64 = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -95,7 +99,9 @@ class Audit:
     :ivar verdict: int8 array of :class:`Verdict`
     :ivar pointers: position of an object to what unexplained words point at it
     :ivar pages_unread: pages of kernel memory that the scan could not read,
-        and that could hold a pointer; a leak is proven only if it is 0
+        and that could hold a pointer
+    :ivar registers_unread: CPUs whose registers are not in the dump
+    :ivar changing: the target is live: it went on while it was read
     """
 
     holders: Dict[str, Counts]
@@ -103,6 +109,13 @@ class Audit:
     verdict: npt.NDArray[np.int8]
     pointers: Dict[int, List[Reference]]
     pages_unread: int
+    registers_unread: int
+    changing: bool
+
+    @property
+    def can_prove(self) -> bool:
+        """Whether all that could refute a leak was read, at one moment."""
+        return not (self.pages_unread or self.registers_unread or self.changing)
 
 
 def count_by_address(addresses: U64, sorted_targets: U64) -> Counts:
@@ -146,10 +159,13 @@ def audit(
     verdict[~judged] = Verdict.NOT_JUDGED
     verdict[freeing] = Verdict.FREEING
     suspects = np.flatnonzero(left)
-    pointers, pages_unread = _unexplained(index, objects, suspects, holders, progress)
+    pointers, pages_unread, registers_unread = _unexplained(
+        index, objects, suspects, holders, progress
+    )
     for i in suspects.tolist():
-        verdict[i] = _verdict(pointers.get(i, ()))
-    return Audit(counts, left, verdict, pointers, pages_unread)
+        verdict[i] = _verdict(pointers.get(i, ()), int(left[i]))
+    changing = bool(index.prog.flags & ProgramFlags.IS_LIVE)
+    return Audit(counts, left, verdict, pointers, pages_unread, registers_unread, changing)
 
 
 def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
@@ -162,19 +178,31 @@ def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
 
     :param kinds: array of shape (n,): what makes objects alike
     """
-    leaking = set(kinds[result.verdict == Verdict.LEAKED].tolist())
+    leaking = Counter(kinds[result.verdict == Verdict.LEAKED].tolist())
     verdict = result.verdict.copy()
-    for i in np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist():
-        if kinds[i] in leaking:
+    unknown = np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist()
+    places = Counter(place for i in unknown for place in {_place(r) for r in result.pointers[i]})
+    for i in unknown:
+        # A holder has its pointers in one place of many objects; garbage is rare.
+        most = max(places[_place(reference)] for reference in result.pointers[i])
+        if most * _LEAKS_FOR_A_STRAY <= leaking[kinds[i]]:
             verdict[i] = Verdict.LIKELY_LEAKED
     return dataclasses.replace(result, verdict=verdict)
 
 
-def _verdict(pointers: Sequence[Reference]) -> Verdict:
+def _place(reference: Reference) -> Tuple[Place, str, int]:
+    """Where a pointer is, alike for all objects of a cache."""
+    offset = reference.offset if reference.place == Place.SLAB_OBJECT else reference.address
+    return reference.place, reference.holder, offset
+
+
+def _verdict(pointers: Sequence[Reference], left: int) -> Verdict:
     if not pointers:
         return Verdict.LEAKED
-    # A task that has it may be about to store it, or to drop it.
-    if any(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers):
+    # A task that has it may be about to store it, or to drop it. It has it at
+    # least once for each reference that it holds.
+    with_tasks = sum(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers)
+    if with_tasks >= left:
         return Verdict.IN_USE
     return Verdict.UNKNOWN_HOLDER
 
@@ -185,10 +213,10 @@ def _unexplained(
     suspects: npt.NDArray[np.int64],
     holders: Sequence[Holders],
     progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
-) -> Tuple[Dict[int, List[Reference]], int]:
+) -> Tuple[Dict[int, List[Reference]], int, int]:
     """What points at suspects and is neither a known holder nor no reference at all."""
     if not len(suspects):
-        return {}, 0
+        return {}, 0, 0
     prog: Program = index.prog
     memory: Memory = index.memory
     pages = page_index(prog, memory)
@@ -203,7 +231,8 @@ def _unexplained(
     references = Attribution.of(prog, index, pages, virtual).references(targets, hits)
     known = set(np.concatenate([group.words for group in holders]).tolist()) if holders else set()
     to_block: Dict[int, List[Reference]] = {}
-    for reference in (*references, *register_references(prog, targets)):
+    in_registers, registers_unread = register_references(prog, targets)
+    for reference in (*references, *in_registers):
         if reference.non_reference is None and reference.address not in known:
             to_block.setdefault(reference.target, []).append(reference)
     pointers = {
@@ -211,4 +240,5 @@ def _unexplained(
         for suspect, number in zip(suspects, block)
         if int(number) in to_block
     }
-    return pointers, coverage.pages_unread + sum(coverage.pages_absent.values())
+    pages_unread = coverage.pages_unread + sum(coverage.pages_absent.values())
+    return pointers, pages_unread, registers_unread

@@ -149,9 +149,8 @@ class PageTypes:
     :ivar slab_type: value of ``page_type`` of a slab; None where it is a flag
     :ivar buddy_type: likewise of a free page
     :ivar offline_type: likewise of an offline page
-    :ivar table_bits: a page table's ``page_type`` has these bits clear, or
-        None if ``table_type`` is known
-    :ivar table_type: the top byte of a page table's ``page_type``
+    :ivar table_type: the top byte of a page table's ``page_type``; None where
+        types are bits
     :ivar reserved_flag: PG_reserved's bit in ``flags``
     """
 
@@ -161,7 +160,6 @@ class PageTypes:
     slab_type: Optional[int]
     buddy_type: Optional[int]
     offline_type: Optional[int]
-    table_bits: Optional[int]
     table_type: Optional[int]
     reserved_flag: int
 
@@ -174,13 +172,8 @@ class PageTypes:
 
     def is_table(self, pages: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which pages are page tables."""
-        kind = pages["page_type"]
-        result: npt.NDArray[np.bool_]
-        if self.table_type is not None:
-            result = (kind >> np.uint32(24)) == np.uint32(self.table_type)
-            return result
-        bits = self.table_bits or 0
-        result = (kind & np.uint32(_PAGE_TYPE_BASE | bits)) == np.uint32(_PAGE_TYPE_BASE)
+        kind = pages["page_type"] >> np.uint32(24)
+        result: npt.NDArray[np.bool_] = kind == np.uint32(self.table_type or 0)
         return result
 
 
@@ -230,7 +223,6 @@ def page_types(prog: Program) -> PageTypes:
         slab_type=slab_type,
         buddy_type=mapcount_value("BUDDY"),
         offline_type=mapcount_value("OFFLINE"),
-        table_bits=None,
         table_type=table_type,
         reserved_flag=1 << prog.constant("PG_reserved").value_(),
     )
@@ -349,7 +341,8 @@ def _make_index(prog: Program, memory: Memory) -> PageIndex:
         base += count
     everything = np.concatenate(kinds) if kinds else np.zeros(0, dtype=np.uint8)
     if kinds:
-        _spread_free_blocks(everything, np.concatenate(free_blocks, axis=1))
+        orders = prog.type("struct zone").member("free_area").type.length
+        _spread_free_blocks(everything, np.concatenate(free_blocks, axis=1), orders or 0)
         if types.table_type is None:
             _mark_old_page_tables(prog, everything, np.concatenate(typed, axis=1))
         # Last, so that a tail page gets what its head page has become.
@@ -396,12 +389,19 @@ def classify(
     return kind
 
 
-def _spread_free_blocks(kind: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64]) -> None:
-    """Only a free block's first page is marked; its order is in ``private``."""
+def _spread_free_blocks(
+    kind: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64], orders_max: int
+) -> None:
+    """
+    Only a free block's first page is marked; its order is in ``private``.
+
+    A page that somebody uses stays what it is, whatever a damaged order says.
+    """
     starts, orders = blocks
-    sound = (orders > 0) & (orders <= _ORDERS_MAX)
+    sound = (orders > 0) & (orders < orders_max)
     for start, order in zip(starts[sound].tolist(), orders[sound].tolist()):
-        kind[start : start + (1 << order)] = PageClass.FREE
+        block = kind[start : start + (1 << order)]
+        block[block == PageClass.IDLE] = PageClass.FREE
 
 
 def _spread_heads(kind: npt.NDArray[np.uint8], tails: npt.NDArray[np.int64]) -> None:

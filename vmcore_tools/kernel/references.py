@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Opt
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, offsetof, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.mm import (
@@ -254,6 +254,7 @@ class Attribution:
     :ivar stack_bytes: THREAD_SIZE, which stacks are aligned to
     :ivar free_stacks: addresses of stacks that are kept for new tasks
     :ivar page_structs: where the page structures themselves are
+    :ivar saved_registers: offsets ``[start, end)`` of ``thread`` in ``task_struct``
     :ivar kmemleak: position of kmemleak's cache in the index, None without it
     """
 
@@ -264,6 +265,7 @@ class Attribution:
     stack_bytes: int
     free_stacks: FrozenSet[int]
     page_structs: PageStructMap
+    saved_registers: Tuple[int, int]
     kmemleak: Optional[int]
 
     @staticmethod
@@ -275,6 +277,8 @@ class Attribution:
             kmemleak = index.cache_number(prog["object_cache"].read_())
         except KeyError:
             kmemleak = None
+        task_type = prog.type("struct task_struct")
+        thread = offsetof(task_type, "thread")
         return Attribution(
             index,
             pages,
@@ -283,6 +287,7 @@ class Attribution:
             prog["THREAD_SIZE"].value_(),
             frozenset(_free_stacks(prog)),
             page_struct_map(prog, index.memory.page_map.page_size_bytes),
+            (thread, thread + sizeof(task_type.member("thread").type)),
             kmemleak,
         )
 
@@ -353,7 +358,13 @@ class Attribution:
             reason = "it is the allocator's own data behind the object"
         elif number == self.kmemleak:
             reason = "kmemleak knows every object"
-        return word.reference(Place.SLAB_OBJECT, cache.name, container, offset, reason)
+        place = Place.SLAB_OBJECT
+        if (
+            cache.name == "task_struct"
+            and self.saved_registers[0] <= offset < (self.saved_registers[1])
+        ):
+            place = Place.REGISTER  # of a task that is on no CPU
+        return word.reference(place, cache.name, container, offset, reason)
 
     def _in_direct_map(self, word: _Word, kind: PageClass) -> Reference:
         variable = self.virtual.per_cpu_at(word.address)
@@ -499,27 +510,36 @@ def _free_stacks(prog: Program) -> Iterator[int]:
                 yield vm.addr.value_()
 
 
-def register_references(prog: Program, targets: Targets) -> Iterator[Reference]:
+def register_references(prog: Program, targets: Targets) -> Tuple[List[Reference], int]:
     """
     The references in registers of CPUs, as the dump saved them.
 
+    :return: the references, and the number of CPUs whose registers it does not have
     :raises drgn.FaultError: if a task cannot be read
     """
+    references: List[Reference] = []
+    unread = 0
     for task in _for_each_task_and_idle(prog):
         if not task_on_cpu(task):
             continue
         registers = live_registers(task)
+        if registers is None:
+            unread += 1
+            continue
         names = list(registers)
         values = np.array([registers[name] for name in names], dtype=np.uint64)
         position, target = targets.hits(values)
         for at, which in zip(position.tolist(), target.tolist()):
-            yield Reference(
-                target=which,
-                value=int(values[at]),
-                address=0,
-                place=Place.REGISTER,
-                holder=f"{names[at]} of {task_comm(task)} ({task.pid.value_()})",
-                container=task.value_(),
-                offset=0,
-                non_reference=None,
+            references.append(
+                Reference(
+                    target=which,
+                    value=int(values[at]),
+                    address=0,
+                    place=Place.REGISTER,
+                    holder=f"{names[at]} of {task_comm(task)} ({task.pid.value_()})",
+                    container=task.value_(),
+                    offset=0,
+                    non_reference=None,
+                )
             )
+    return references, unread

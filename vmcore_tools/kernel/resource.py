@@ -40,9 +40,9 @@ def system_ram(prog: Program) -> Iterator[Tuple[int, int]]:
     :raises LookupError: without the debug info of ``iomem_resource``
     """
     for resource in for_each_resource(prog["iomem_resource"].address_of_()):
-        # IORESOURCE_SYSTEM_RAM is a macro, which debug info does not have;
-        # every architecture gives these resources this one name.
-        if resource.name.string_() == b"System RAM":
+        # IORESOURCE_SYSTEM_RAM is a macro, which debug info does not have.
+        # Drivers that add memory put their name behind: "System RAM (virtio_mem)".
+        if resource.name.string_().startswith(b"System RAM"):
             yield resource.start.value_(), resource.end.value_() + 1
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, Optional, Tuple
 
-import numpy as np
-import numpy.typing as npt
 from drgn import FaultError, Object, Program, StackFrame, StackTrace
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
@@ -55,6 +53,19 @@ def is_killable(task: Object) -> bool:
     :param task: ``struct task_struct *``
     """
     return bool(task_state(task) & TASK_WAKEKILL)
+
+
+def is_queued(task: Object) -> bool:
+    """
+    Whether a task is on a run queue or a CPU: it can run, whatever its state says.
+
+    :param task: ``struct task_struct *``
+    """
+    if task_on_cpu(task):
+        return True
+    # From v6.12 on a task that went to sleep can stay queued for a while.
+    delayed = hasattr(task.se, "sched_delayed") and task.se.sched_delayed.value_()
+    return bool(task.on_rq.value_()) and not delayed
 
 
 def task_comm(task: Object) -> str:
@@ -123,20 +134,6 @@ def stack_range(task: Object) -> Tuple[int, int]:
     return low, low + task.prog_["THREAD_SIZE"].value_()
 
 
-def live_words(task: Object) -> npt.NDArray[np.uint64]:
-    """
-    What a task can still use: the live part of its kernel stack, and its registers.
-
-    :param task: ``struct task_struct *``
-    :return: uint64 array of words, registers last
-    :raises drgn.FaultError: if the stack is not in the dump
-    """
-    low, high = live_range(task)
-    words = np.frombuffer(task.prog_.read(low, high - low), dtype=np.uint64)
-    registers = np.array(list(live_registers(task).values()), dtype=np.uint64)
-    return np.concatenate((words, registers))
-
-
 def live_range(task: Object) -> Tuple[int, int]:
     """
     The part ``[low, high)`` of a task's kernel stack that is in use.
@@ -160,16 +157,19 @@ def live_range(task: Object) -> Tuple[int, int]:
     return (pointer - pointer % 8 if low <= pointer < high else low), high
 
 
-def live_registers(task: Object) -> Dict[str, int]:
+def live_registers(task: Object) -> Optional[Dict[str, int]]:
     """
     The registers of a task that is on a CPU, as the dump saved them.
 
     :param task: ``struct task_struct *``
-    :return: empty for a task that is on no CPU: its registers are on its stack
+    :return: empty for a task that is on no CPU, as its registers are in
+        memory; None if the dump does not have them
     """
-    trace = _trace(task) if task_on_cpu(task) else None
-    if trace is None:
+    if not task_on_cpu(task):
         return {}
+    trace = _trace(task)
+    if trace is None:
+        return None
     registers = trace[0].registers()
     return {name: value & 0xFFFFFFFFFFFFFFFF for name, value in registers.items()}
 

@@ -164,6 +164,8 @@ class VirtualMap:
         self._addresses = np.concatenate(addresses)[order]
 
     def _pfns_of_pages(self, pages: Object, count: int) -> npt.NDArray[np.int64]:
+        if not count:
+            return np.zeros(0, dtype=np.int64)  # it is being allocated
         raw = self._prog.read(pages, 8 * count)
         pointers = np.frombuffer(raw, dtype=np.uint64)
         first = Object(self._prog, "struct page *", value=int(pointers[0]))
