@@ -17,7 +17,8 @@ which newer kernels count as slab memory.
 
 It finds freelists with pointers that are no objects or that run in a circle
 (VT101), slabs whose cache pointer is no cache (VT102), and slabs whose
-counters disagree with their freelist (VT103). A slab that is damaged or not in
+counters disagree with their freelist (VT103). A slab that a CPU was working on
+when the dump was made is left out. A slab that is damaged or not in
 the dump has its objects counted as unread. Overwritten objects are not found,
 unless they are free and the free pointer was hit.
 """
@@ -27,11 +28,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
+import numpy as np
 from drgn import FaultError, Program, ProgramFlags
+from drgn.helpers.linux.mm import virt_to_page
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.slab import SlabCache, SlabFault, SlabIndex, SlabProblem, slab_index
 from vmcore_tools.kernel.slab_usage import SlabUsage, is_reclaimable, slab_usage
+from vmcore_tools.kernel.task import words_at_hand
 from vmcore_tools.kernel.vmstat import page_counter
 from vmcore_tools.model import (
     Absent,
@@ -287,11 +291,40 @@ def _findings(prog: Program, index: SlabIndex, usage: SlabUsage) -> Iterator[Fin
         )
         cache = index.caches[index.cache[row]]
         damage.append(_Damage(COUNTERS, cache.name, int(index.address[row]), reason))
+    if damage:
+        damage = _without_slabs_at_hand(prog, index, damage)
     groups: Dict[Tuple[str, str], List[_Damage]] = {}
     for item in damage:
         groups.setdefault((item.rule.id, item.cache), []).append(item)
     for key in sorted(groups):
         yield _finding(prog, index.caches, sorted(groups[key], key=lambda d: d.address))
+
+
+def _without_slabs_at_hand(prog: Program, index: SlabIndex, damage: List[_Damage]) -> List[_Damage]:
+    """
+    Leave out the slabs that a CPU was working on when the dump was made.
+
+    Such a slab is in the middle of a change: one that is being set up has no
+    counters yet. The code that does it has the slab's page structure or its
+    memory in a register or on its stack.
+    """
+    words = words_at_hand(prog)
+    page_size = index.memory.page_map.page_size_bytes
+    orders = {cache.name: max(cache.orders.values(), default=0) for cache in index.caches}
+
+    def is_at_hand(start: int, size: int) -> bool:
+        at = int(np.searchsorted(words, np.uint64(start)))
+        return at < len(words) and int(words[at]) < start + size
+
+    settled = []
+    for item in damage:
+        start = item.address // page_size * page_size
+        page = virt_to_page(prog, start)
+        if not is_at_hand(page.value_(), 1) and not is_at_hand(
+            start, page_size << orders.get(item.cache, 0)
+        ):
+            settled.append(item)
+    return settled
 
 
 def _damage(problem: SlabProblem) -> _Damage:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Dict, Iterator, Optional, Tuple
 
+import numpy as np
+import numpy.typing as npt
 from drgn import FaultError, Object, Program, StackFrame, StackTrace
-from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
-from drgn.helpers.linux.sched import cpu_rq, task_cpu, task_on_cpu
+from drgn.helpers.linux.sched import cpu_curr, cpu_rq, task_cpu, task_on_cpu
 
 # include/linux/sched.h. These are macros, which debug info does not have;
 # the values have been the same since v4.14, when TASK_NOLOAD got 0x400.
@@ -172,6 +175,24 @@ def live_registers(task: Object) -> Optional[Dict[str, int]]:
         return None
     registers = trace[0].registers()
     return {name: value & 0xFFFFFFFFFFFFFFFF for name, value in registers.items()}
+
+
+def words_at_hand(prog: Program) -> npt.NDArray[np.uint64]:
+    """
+    What the code that CPUs run has at hand: their registers and live stacks.
+
+    What the dump does not have of it is left out.
+
+    :return: sorted uint64 array of words
+    """
+    parts = [np.zeros(0, dtype=np.uint64)]
+    for cpu in for_each_online_cpu(prog):
+        task = cpu_curr(prog, cpu)
+        parts.append(np.array(list((live_registers(task) or {}).values()), dtype=np.uint64))
+        low, high = live_range(task)
+        with contextlib.suppress(FaultError):
+            parts.append(np.frombuffer(prog.read(low, high - low), dtype=np.uint64))
+    return np.sort(np.concatenate(parts))
 
 
 def _trace(task: Object) -> Optional[StackTrace]:
