@@ -14,7 +14,15 @@ from drgn import FaultError
 from tests import fake_target
 from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
 from vmcore_tools import runner
-from vmcore_tools.analysis import Analysis, Argument, Context, ManyRows, Option, Requires
+from vmcore_tools.analysis import (
+    Analysis,
+    Argument,
+    Context,
+    ManyRows,
+    NotApplicable,
+    Option,
+    Requires,
+)
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.model import Evidence, Finding, Gap, Kind, Ref, Stack, Status
 
@@ -136,6 +144,24 @@ def test_an_exception_fails_one_analysis_only(error: Exception, reason: str) -> 
     assert following.status is Status.OK
     assert following.tables[0].total == 1
     assert report.exit_code() == 3
+
+
+@pytest.mark.parametrize(
+    ("gap", "status", "code"), [(False, Status.NOT_APPLICABLE, 0), (True, Status.SKIPPED, 3)]
+)
+def test_an_analysis_can_find_that_there_is_nothing_for_it(
+    gap: bool, status: Status, code: int
+) -> None:
+    def analyze(ctx: Context) -> Iterator[Any]:
+        if gap:
+            ctx.coverage.gap("slab cache", "the list of slab caches breaks off")
+        raise NotApplicable("no cache keeps tracks")
+        yield
+
+    report = fake_target.run_all(analysis(analyze))
+    (result,) = report.analyses
+    assert (result.status, result.reason) == (status, "no cache keeps tracks")
+    assert report.exit_code() == code
 
 
 def test_interrupt_keeps_what_there_is() -> None:

@@ -55,6 +55,15 @@ class Argument:
     type: Callable[[str], Any] = str
 
 
+class NotApplicable(Exception):
+    """
+    Raised by ``analyze()``: the target has nothing that the analysis looks at.
+
+    The text says how that was shown and, where it helps, what to do for
+    another time. What merely could not be read is a gap, and not this.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Requires:
     """

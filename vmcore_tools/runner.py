@@ -31,7 +31,14 @@ from typing import (
 )
 
 from vmcore_tools import __version__
-from vmcore_tools.analysis import Analysis, Context, ManyRows, Progress, Requires
+from vmcore_tools.analysis import (
+    Analysis,
+    Context,
+    ManyRows,
+    NotApplicable,
+    Progress,
+    Requires,
+)
 from vmcore_tools.model import (
     Absent,
     AnalysisResult,
@@ -180,11 +187,17 @@ def _run_one(
             collector.add(item)
     except KeyboardInterrupt:
         status, reason = Status.FAILED, INTERRUPTED
+    except NotApplicable as e:
+        status, reason = Status.NOT_APPLICABLE, str(e)
     except Exception as e:
         status, reason = Status.FAILED, _one_line(e)
     gaps = context.coverage.gaps()
-    if status is Status.OK and any(gap.material for gap in gaps):
-        status = Status.PARTIAL
+    if any(gap.material for gap in gaps):
+        if status is Status.OK:
+            status = Status.PARTIAL
+        elif status is Status.NOT_APPLICABLE:
+            # What was not read could have been what it looks at.
+            status = Status.SKIPPED
     return AnalysisResult(
         name=analysis.name,
         status=status,
