@@ -23,6 +23,8 @@ Pfns = npt.NDArray[np.uint64]
 
 #: Bytes read at once. Larger reads gain nothing, smaller ones cost a call each.
 CHUNK_BYTES = 1 << 20
+#: One read that needs no copy may be larger.
+_WHOLE_BYTES_MAX = 2 << 20
 #: A target that holds no more than this is kept as it is read, since each
 #: analysis reads most of it again.
 _KEPT_BYTES_MAX = 256 << 20
@@ -102,7 +104,9 @@ class Memory:
         """One run of present pages, as drgn reads it: a copy would take as long again."""
         page_size = self.page_map.page_size_bytes
         count = len(pfns)
-        if not 0 < count * page_size <= CHUNK_BYTES or int(pfns[-1] - pfns[0]) != count - 1:
+        if not 0 < count * page_size <= _WHOLE_BYTES_MAX:
+            return None
+        if int(pfns[-1] - pfns[0]) != count - 1:
             return None
         if not self.page_map.has_run(int(pfns[0]), int(pfns[-1]) + 1):
             return None

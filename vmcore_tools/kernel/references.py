@@ -46,9 +46,14 @@ from vmcore_tools.kernel.virtual_map import VirtualMap
 U64 = npt.NDArray[np.uint64]
 
 #: Page bytes that are held at a time: what fits in a CPU's cache is faster.
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 2 << 20
+#: Runs of fewer pages are scanned together: a read and a scan of each cost more.
+_LONG_RUN_PAGES = 16
 #: Page frames that are looked up at a time.
 _FRAMES_AT_ONCE = 1 << 20
+#: Targets are first looked for by blocks of memory, of a page or more.
+_BLOCK_BITS_MIN = 12
+_BLOCKS_MAX = 1 << 22
 #: Uses of a page that rule out a pointer of the kernel's in it.
 HARMLESS = NOT_KERNEL
 
@@ -74,11 +79,36 @@ class Targets:
         if not len(self.start):
             nothing = np.zeros(0, dtype=np.int64)
             return nothing, nothing
-        # Nearly all words fail this test, so the search sees few. Those below wrap around.
-        near = np.flatnonzero(words - self.start[0] < self.end[-1] - self.start[0])
-        at = np.searchsorted(self.start, words[near], side="right") - 1
-        inside = words[near] < self.end[at]
+        # Each of these steps is cheap and leaves few words to the next one. In
+        # the first one kernel addresses are negative, those of slab memory least.
+        signed = words.view(np.int64)
+        near = (signed < self.end[-1:].view(np.int64)).nonzero()[0]
+        bits, first, occupied = self._blocks
+        block = signed[near]
+        block >>= bits
+        block -= first
+        near = near[occupied.take(block, mode="clip")]
+        values = words[near]
+        at = np.searchsorted(self.start, values, side="right") - 1
+        # Below the first target this is the last one, and the word is below its start.
+        inside = (values < self.end[at]) & (values >= self.start[at])
         return near[inside], at[inside]
+
+    @functools.cached_property
+    def _blocks(self) -> Tuple[int, int, npt.NDArray[np.bool_]]:
+        """
+        Blocks of memory with a target in them.
+
+        :return: their size as a power of two, the number of the first one,
+            and which ones have a target: never the outermost two
+        """
+        start, end = self.start.view(np.int64), self.end.view(np.int64) - 1
+        bits = max(_BLOCK_BITS_MIN, (int(end[-1] - start[0]) // _BLOCKS_MAX).bit_length())
+        first = int(start[0] >> bits) - 1
+        change = np.zeros(int(end[-1] >> bits) - first + 2, dtype=np.int64)
+        np.add.at(change, (start >> bits) - first, 1)
+        np.add.at(change, (end >> bits) - first + 1, -1)
+        return bits, first, np.cumsum(change) > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +160,7 @@ def scan(
     runs = _kernel_runs(memory, pages)
     kernel_pages = int((runs[:, 1] - runs[:, 0]).sum())
     pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
-    chunks = -(-kernel_pages // pages_max)
+    chunks = sum(1 for _ in _chunks(runs, pages_max))
     for pfns in progress(_chunks(runs, pages_max), "scanning for references", chunks):
         data, read = memory.read_pages(pfns)
         pages_read += int(np.count_nonzero(read))
@@ -167,14 +197,26 @@ def _kernel_runs(memory: Memory, pages: PageIndex) -> U64:
 
 
 def _chunks(runs: U64, pages_max: int) -> Iterator[U64]:
-    """The page frames of runs, in arrays of *pages_max*; the last one may be shorter."""
-    lengths = (runs[:, 1] - runs[:, 0]).astype(np.int64)
-    ends = np.cumsum(lengths)
-    starts = runs[:, 0].astype(np.int64) - (ends - lengths)
-    for first in range(0, int(lengths.sum()), pages_max):
-        number = np.arange(first, min(first + pages_max, int(ends[-1])))
-        run = np.searchsorted(ends, number, side="right")
-        yield (number + starts[run]).astype(np.uint64)
+    """
+    The page frames of runs, in sorted arrays of at most *pages_max*.
+
+    Long runs come by themselves, since one read takes them; short ones together.
+    """
+    short: List[U64] = []
+    waiting = 0
+    for start, end in runs.tolist():
+        for first in range(start, end, pages_max):
+            pfns = np.arange(first, min(end, first + pages_max), dtype=np.uint64)
+            if len(pfns) >= _LONG_RUN_PAGES:
+                yield pfns
+                continue
+            if waiting + len(pfns) > pages_max:
+                yield np.concatenate(short)
+                short, waiting = [], 0
+            short.append(pfns)
+            waiting += len(pfns)
+    if short:
+        yield np.concatenate(short)
 
 
 def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int]:
@@ -193,6 +235,8 @@ def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int
         first = -(-start // page_size)
         for at in range(first, end // page_size, _FRAMES_AT_ONCE):
             last = min(end // page_size, at + _FRAMES_AT_ONCE)
+            if memory.page_map.has_run(at, last):
+                continue
             kind_of = pages.kinds_between(at, last)
             pfns = np.arange(at, last, dtype=np.uint64)
             zeros = memory.page_map.left_out(pfns) & (kind_of != PageClass.UNREAD)
