@@ -1,102 +1,222 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""SLUB's user tracking: who allocated an object."""
+"""SLUB's user tracking: who allocated an object, and who freed it last."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, List, Sequence, Tuple
+import enum
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, Type, offsetof, sizeof
-from drgn.helpers.linux.stackdepot import stack_depot_fetch
+from drgn import Program, Type, offsetof, sizeof
 
+from vmcore_tools.kernel.jiffies import jiffies_age_ns
 from vmcore_tools.kernel.layout import as_structs, field_dtype
-from vmcore_tools.kernel.slab import SlabCache
+from vmcore_tools.kernel.recorded_stacks import RecordedStacks
+from vmcore_tools.kernel.slab import _CACHE_KEY as _SLAB_INDEX
+from vmcore_tools.kernel.slab import SlabBatch, SlabCache, SlabIndex
 
-# SLAB_STORE_USER of include/linux/slab.h, a macro up to v6.8; the value is
-# the same since v2.6.22.
+# SLAB_STORE_USER of include/linux/slab.h, a macro up to v6.8 with one value
+# since v2.6.22.
 _SLAB_STORE_USER = 0x00010000
-_FRAMES_MAX = 64
+
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+
+_RECORD = np.dtype(
+    [
+        ("read", np.bool_),
+        ("pid", np.int32),
+        ("cpu", np.int32),
+        ("when", np.uint64),
+        ("stack", np.int64),
+    ]
+)
+
+
+class TrackItem(enum.Enum):
+    """``enum track_item`` of mm/slub.c."""
+
+    ALLOC = "TRACK_ALLOC"  #: the last allocation, of this or an earlier life
+    FREE = "TRACK_FREE"  #: the last free: of an allocated object, its earlier life's
 
 
 @dataclasses.dataclass(frozen=True)
 class Tracks:
     """
-    Allocation records of n objects.
+    The same record of n objects; the arrays have shape (n,).
 
-    :ivar read: bool array of shape (n,): which objects have a record
-    :ivar pid: int64 array of shape (n,): of the allocating thread
-    :ivar stack: int64 array of shape (n,): position in :attr:`stacks`, or -1
+    What an interrupt allocated is booked to the task that it interrupted.
+
+    :ivar address: uint64, the objects
+    :ivar read: bool: which objects have a record
+    :ivar pid: int64, of the thread
+    :ivar cpu: int64
+    :ivar age_ns: int64, nanoseconds before the dump; -1 where unknown
+    :ivar stack: int64, position in :attr:`stacks`; -1 without a record, or
+        where its stack cannot be read
     :ivar stacks: return addresses, the innermost first
     """
 
-    read: npt.NDArray[np.bool_]
-    pid: npt.NDArray[np.int64]
-    stack: npt.NDArray[np.int64]
+    address: U64
+    read: Bools
+    pid: Ints
+    cpu: Ints
+    age_ns: Ints
+    stack: Ints
     stacks: Tuple[Tuple[int, ...], ...]
 
 
 def has_tracks(cache: SlabCache) -> bool:
     """Whether a cache keeps tracks (``slub_debug=U``)."""
-    return bool(cache.cache.flags.value_() & _SLAB_STORE_USER)
+    prog = cache.cache.prog_
+    try:
+        # "mm, slab: use an enum to define SLAB_ cache creation flags" of v6.9
+        # gave the flags new values.
+        flag = 1 << prog.constant("_SLAB_STORE_USER").value_()
+    except LookupError:
+        flag = _SLAB_STORE_USER
+    return bool(cache.cache.flags.value_() & flag)
+
+
+def object_tracks(
+    index: SlabIndex,
+    cache_number: int,
+    objects: Optional[U64] = None,
+    item: TrackItem = TrackItem.ALLOC,
+) -> Tracks:
+    """
+    The records of objects, where ``get_track()`` of mm/slub.c has them.
+
+    They stand behind the objects, and come with the bytes of whole slabs.
+
+    :param cache_number: position in :attr:`SlabIndex.caches` of a cache with
+        tracks
+    :param objects: uint64 array of shape (n,) of addresses in objects of this
+        cache; None for all that are allocated, by address
+    :raises LookupError: if the kernel has no ``struct track``
+    """
+    prog, cache = index.prog, index.caches[cache_number]
+    start = _track_offset(prog, cache, item)
+    stacks = RecordedStacks(prog)
+    rows = np.flatnonzero(index.cache == cache_number)
+    chunks = _all(index, rows, start) if objects is None else _of(index, rows, start, objects)
+    # A chunk is as large as a batch of slabs; only what is kept of it adds up.
+    parts = [(where, _records(prog, raw, stacks)) for where, raw in chunks]
+    if objects is None:
+        objects = np.concatenate([np.zeros(0, dtype=np.uint64), *(where for where, _ in parts)])
+        order = np.argsort(objects, kind="stable")
+        objects, places = objects[order], np.empty(len(order), dtype=np.int64)
+        places[order] = np.arange(len(order))
+    else:
+        empty = np.zeros(0, dtype=np.int64)
+        places = np.concatenate([empty, *(where.astype(np.int64) for where, _ in parts)])
+    records = np.zeros(len(objects), dtype=_RECORD)
+    records["stack"] = -1
+    if parts:
+        records[places] = np.concatenate([part for _, part in parts])
+    return Tracks(
+        address=objects,
+        read=records["read"],
+        pid=records["pid"].astype(np.int64),
+        cpu=records["cpu"].astype(np.int64),
+        age_ns=_ages(prog, records["when"], records["read"]),
+        stack=records["stack"],
+        stacks=stacks.stacks,
+    )
 
 
 def alloc_tracks(prog: Program, cache: SlabCache, objects: Sequence[int]) -> Tracks:
     """
-    The allocation records of objects, where ``get_track()`` of mm/slub.c has them.
+    As :func:`object_tracks`, for callers who have no index at hand.
 
+    :param cache: of the index that was made for *prog*
     :param objects: addresses of objects of *cache*
-    :raises LookupError: if the kernel has no ``struct track``
     """
-    track_type = prog.type("struct track")
-    # get_info_end(): the records stand behind the object, and behind the
-    # free pointer where that is not inside the object. TRACK_ALLOC is first.
+    index: Optional[SlabIndex] = prog.cache.get(_SLAB_INDEX)
+    number = None if index is None else index.cache_number(cache.cache)
+    if index is None or number is None:
+        raise LookupError(f"the slabs of {cache.name} have not been looked up")
+    return object_tracks(index, number, np.array(objects, dtype=np.uint64))
+
+
+def _track_offset(prog: Program, cache: SlabCache, item: TrackItem) -> int:
+    """Where a record begins, from the object on; mirrors ``get_info_end()``."""
+    track_bytes = sizeof(prog.type("struct track"))
+    # Behind the object, and behind the free pointer where that is not inside.
     end = cache.inuse_bytes
     if cache.freelist_offset >= cache.inuse_bytes:
         end += sizeof(prog.type("void *"))
-    size = sizeof(track_type)
-    raw = np.zeros((len(objects), size), dtype=np.uint8)
-    read = np.zeros(len(objects), dtype=bool)
-    for number, address in enumerate(objects):
-        try:
-            data = prog.read(address + end, size)
-        except FaultError:
-            continue
-        raw[number] = np.frombuffer(data, dtype=np.uint8)
-        read[number] = True
-    fields = as_structs(raw, field_dtype(track_type, {"addr": "addr", "pid": "pid"}))
-    read &= fields["addr"] != 0
-    stack, stacks = _stacks(prog, track_type, raw, read)
-    return Tracks(read, fields["pid"].astype(np.int32).astype(np.int64), stack, stacks)
+    if end + len(TrackItem) * track_bytes > cache.size_bytes:
+        raise LookupError(f"{cache.name} has no room for tracks")
+    number: int = prog.constant(item.value).value_()
+    return int(end + number * track_bytes)
 
 
-def _stacks(
-    prog: Program,
-    track_type: Type,
-    raw: npt.NDArray[np.uint8],
-    read: npt.NDArray[np.bool_],
-) -> Tuple[npt.NDArray[np.int64], Tuple[Tuple[int, ...], ...]]:
-    """Which stack each record has, and the distinct stacks."""
+def _slots(batch: SlabBatch, start: int) -> Bytes:
+    """The track from *start* on in every slot: shape (slabs, objects, size)."""
+    count, step = batch.objects.shape[1], batch.cache.size_bytes
+    first = batch.cache.red_left_pad_bytes
+    slots = batch.data[:, first : first + count * step].reshape(-1, count, step)
+    size = sizeof(batch.cache.cache.prog_.type("struct track"))
+    return slots[:, :, start : start + size]
+
+
+def _all(index: SlabIndex, rows: Ints, start: int) -> Iterator[Tuple[U64, Bytes]]:
+    """Addresses and tracks of allocated objects."""
+    for batch in index.batches(rows):
+        yield batch.objects[batch.allocated], _slots(batch, start)[batch.allocated]
+
+
+def _of(index: SlabIndex, rows: Ints, start: int, objects: U64) -> Iterator[Tuple[U64, Bytes]]:
+    """Positions in *objects* and the tracks of these objects."""
+    at = index.find(objects)
+    at[~np.isin(at, rows)] = -1
+    for batch in index.batches(np.unique(at[at >= 0])):
+        asked = np.flatnonzero(np.isin(at, batch.rows))
+        slab = np.searchsorted(batch.rows, at[asked])
+        size = np.uint64(batch.cache.size_bytes)
+        number = (objects[asked] - batch.objects[slab, 0]) // size
+        # Below the first object, in a red zone, this wraps around.
+        inside = number < batch.objects.shape[1]
+        asked, slab, number = asked[inside], slab[inside], number[inside].astype(np.int64)
+        yield asked.astype(np.uint64), _slots(batch, start)[slab, number]
+
+
+def _records(prog: Program, raw: Bytes, stacks: RecordedStacks) -> npt.NDArray[Any]:
+    """What tracks say, as an array of :data:`_RECORD`."""
+    track_type = prog.type("struct track")
+    members = {"addr": "addr", "pid": "pid", "cpu": "cpu", "when": "when"}
+    fields = as_structs(raw, field_dtype(track_type, members))
+    records = np.zeros(len(raw), dtype=_RECORD)
+    # init_tracking() clears the records of a new slab.
+    records["read"] = fields["addr"] != 0
+    for name in ("pid", "cpu", "when"):
+        records[name] = fields[name]
+    records["stack"] = np.where(records["read"], _stacks(track_type, raw, stacks), -1)
+    return records
+
+
+def _stacks(track_type: Type, raw: Bytes, stacks: RecordedStacks) -> Ints:
+    """Positions of the tracks' stacks."""
     # 5cf909c553e9 ("mm/slub: use stackdepot to save stack trace in objects")
-    # in v5.19 replaced the array by a handle. Without CONFIG_STACKTRACE there
-    # is only the caller's address.
+    # in v5.19 replaced the array by a handle. Without CONFIG_STACKTRACE, later
+    # CONFIG_STACKDEPOT, there is only the caller's address.
     member = next(m for m in ("addrs", "handle", "addr") if track_type.has_member(m))
     start = offsetof(track_type, member)
-    key = np.ascontiguousarray(raw[:, start : start + sizeof(track_type.member(member).type)])
-    numbers: Dict[bytes, int] = {}
-    stack = np.full(len(raw), -1, dtype=np.int64)
-    for i in np.flatnonzero(read).tolist():
-        stack[i] = numbers.setdefault(key[i].tobytes(), len(numbers))
-    return stack, tuple(tuple(_addresses(prog, member, value)) for value in numbers)
+    data = np.ascontiguousarray(raw[:, start : start + sizeof(track_type.member(member).type)])
+    if member == "handle":
+        return stacks.add_handles(data.view(np.uint32).reshape(-1))
+    return stacks.add_arrays(data.view(np.uint64))
 
 
-def _addresses(prog: Program, member: str, value: bytes) -> List[int]:
-    if member != "handle":
-        return [address for address in np.frombuffer(value, dtype=np.uint64).tolist() if address]
-    handle = Object.from_bytes_(prog, "depot_stack_handle_t", value)
+def _ages(prog: Program, when: U64, read: Bools) -> Ints:
     try:
-        trace = stack_depot_fetch(handle)
-    except (FaultError, LookupError):
-        return []
-    return [] if trace is None else [trace[i].pc for i in range(min(len(trace), _FRAMES_MAX))]
+        age = jiffies_age_ns(prog, when)
+    except LookupError:
+        return np.full(len(when), -1, dtype=np.int64)
+    return np.where(read & (age >= 0), age, -1)
