@@ -341,14 +341,6 @@ def _callback_holders(
 def _count_gaps(ctx: Context, index: SlabIndex, result: _Result) -> None:
     for problem in index.problems:
         ctx.coverage.gap("slab", problem.reason, problem.address)
-    if index.kfence_objects:
-        # At most a few hundred objects of all caches together.
-        ctx.coverage.gap(
-            "KFENCE object",
-            "KFENCE's pool is not looked into",
-            count=index.kfence_objects,
-            material=False,
-        )
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
     others = len(result.with_verdict(Verdict.NOT_JUDGED))

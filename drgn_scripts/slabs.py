@@ -10,6 +10,9 @@ Here `allocated` is what is really in use:
     active = allocated + free on CPUs + free on CPU partial lists
              + free elsewhere (in sheaves) + unread
 
+KFENCE keeps a few objects in a pool of its own, a page for each: `in_kfence`
+has those that are allocated, which no other number counts.
+
 The biggest cache comes first; --sort name, objects, active, size or bytes.
 SlabMemory has the Slab lines of /proc/meminfo from the kernel's own counters
 next to what the slabs add up to; the difference is large kmalloc allocations,
@@ -107,6 +110,7 @@ class Slabs:
     free_on_cpu_partial: int = column(Kind.COUNT)
     free_on_nodes: int = column(Kind.COUNT)
     free_elsewhere: int = column(Kind.COUNT)
+    in_kfence: int = column(Kind.COUNT)
     unread: int = column(Kind.COUNT)
     used_percent: Maybe[int] = column(Kind.NUMBER)
     object_size_bytes: int = column(Kind.BYTES)
@@ -156,6 +160,7 @@ def _row(index: SlabIndex, usage: SlabUsage, number: int) -> Slabs:
         free_on_cpu_partial=int(usage.free_on_cpu_partial[number]),
         free_on_nodes=int(usage.free_on_nodes[number]),
         free_elsewhere=int(usage.free_elsewhere[number]),
+        in_kfence=int(usage.in_kfence[number]),
         unread=int(usage.unread[number]),
         used_percent=(
             int(usage.allocated[number]) * 100 // objects if objects else Absent("no objects")
@@ -239,14 +244,6 @@ def _sum(first: Maybe[int], second: Maybe[int]) -> Maybe[int]:
 
 
 def _count_gaps(ctx: Context, index: SlabIndex, usage: SlabUsage) -> None:
-    if index.kfence_objects:
-        # At most a few hundred objects of all caches together.
-        ctx.coverage.gap(
-            "KFENCE object",
-            "KFENCE's pool is not looked into",
-            count=index.kfence_objects,
-            material=False,
-        )
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
     for problem in index.problems:

@@ -19,6 +19,7 @@ def make_index(
     allocated: Sequence[Sequence[bool]],
     frozen: bool = False,
     intact: bool = True,
+    in_kfence: Sequence[bool] = (),
 ) -> Any:
     """An index of one cache with slabs of 4096 bytes."""
     rows = np.arange(len(inuse), dtype=np.int64)
@@ -36,6 +37,7 @@ def make_index(
         objects=np.full(len(inuse), count, dtype=np.int64),
         inuse=np.array(inuse, dtype=np.int64),
         frozen=np.full(len(inuse), frozen),
+        in_kfence=np.array(in_kfence or [False] * len(inuse)),
         batches=lambda: iter([batch]),
     )
 
@@ -87,3 +89,12 @@ def test_only_a_settled_slab_is_miscounted(
     )
     monkeypatch.setattr(module, "_SlabLists", lambda index, broken: lists)
     assert slab_usage(index, no_progress).miscounted.tolist() == wrong
+
+
+def test_what_is_in_kfences_pool_is_in_no_slab() -> None:
+    index = make_index(SLAB, [1, 1, 0], [[True], [True], [False]], in_kfence=[False, True, True])
+    usage = slab_usage(index, no_progress)
+    assert (usage.slabs[0], usage.objects[0], usage.allocated[0]) == (1, 1, 1)
+    assert (usage.active[0], usage.free_on_nodes[0], usage.size_bytes[0]) == (1, 0, 4096)
+    assert usage.in_kfence[0] == 1
+    assert usage.miscounted.tolist() == []

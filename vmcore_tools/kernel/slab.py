@@ -24,7 +24,7 @@ from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.dump.memory import Memory
-from vmcore_tools.kernel.kfence import kfence_pool
+from vmcore_tools.kernel.kfence import KfencePool, kfence_pool
 from vmcore_tools.kernel.layout import field_dtype
 from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.slab_layout import (
@@ -70,7 +70,7 @@ class SlabFault(enum.Enum):
     """What kind of thing is wrong with a slab."""
 
     UNREAD = "unread"  #: it is not in the dump
-    CACHE_LIST = "cache list"  #: the list of slab caches breaks off
+    CACHE_LIST = "cache list"  #: a slab cache, or the list of them, cannot be read
     CACHE_POINTER = "cache pointer"  #: a slab's cache is no slab cache
     FREELIST = "freelist"  #: a freelist of a slab or a CPU is damaged
     OBJECTS = "objects"  #: the number of objects cannot be
@@ -98,6 +98,9 @@ class SlabBatch:
     """
     Slabs of one cache with the same number of objects, and their bytes.
 
+    Or objects of one cache in KFENCE's pool, as slabs of one object each: their
+    bytes are zero behind what was asked for.
+
     :ivar cache: the cache
     :ivar rows: int64 array of shape (n,): the slabs' rows in the index
     :ivar data: uint8 array of shape (n, slab size in bytes)
@@ -119,7 +122,8 @@ class SlabIndex:
     """
     All slabs of a kernel; get it with :func:`slab_index`.
 
-    The arrays have a row for each slab, in the order of the page frames.
+    The arrays have a row for each slab, in the order of the page frames. An
+    object in KFENCE's pool has a row of its own.
 
     :ivar caches: the slab caches, in the kernel's order
     :ivar pfn: int64, first page frame
@@ -129,9 +133,8 @@ class SlabIndex:
     :ivar inuse: int64, as the kernel counts them
     :ivar frozen: bool, the slab belongs to a CPU
     :ivar freelist: uint64, address of the first free object
+    :ivar in_kfence: bool, the row is an object in KFENCE's pool, and no slab
     :ivar problems: slabs and caches that could not be read or are damaged
-    :ivar kfence_objects: pages of KFENCE's pool that have had an object; these
-        objects are not in the index
     :ivar unread_page_structs: page structures that are not in the dump
     """
 
@@ -140,8 +143,9 @@ class SlabIndex:
         self.memory = memory
         self.problems: List[SlabProblem] = []
         self._problems_seen: Set[SlabProblem] = set()
-        self.kfence_objects = 0
         self.caches = self._read_caches()
+        self._sizes: Ints = np.array([c.size_bytes for c in self.caches], dtype=np.int64)
+        self._pads: Ints = np.array([c.red_left_pad_bytes for c in self.caches], dtype=np.int64)
         self._read_slabs()
         self._hardened_votes = HardenedVotes()
         self._cpu_freelists = self._read_cpu_freelists()
@@ -188,15 +192,18 @@ class SlabIndex:
             for number, cache in enumerate(entries):
                 if number >= _CACHES_MAX:
                     raise ValidationError("list of slab caches has no end")
-                caches.append(read_slab_cache(cache))
+                try:
+                    caches.append(read_slab_cache(cache))
+                except FaultError as error:
+                    reason = f"a slab cache cannot be read: {error}"
+                    self.problems.append(
+                        SlabProblem(cache.value_(), "", reason, SlabFault.CACHE_LIST)
+                    )
         except (FaultError, ValidationError) as error:
             head = self.prog["slab_caches"].address_
             assert head is not None
-            self.problems.append(
-                SlabProblem(
-                    head, "", f"the list of slab caches breaks off: {error}", SlabFault.CACHE_LIST
-                )
-            )
+            reason = f"the list of slab caches breaks off: {error}"
+            self.problems.append(SlabProblem(head, "", reason, SlabFault.CACHE_LIST))
         return tuple(caches)
 
     def _read_slabs(self) -> None:
@@ -207,22 +214,14 @@ class SlabIndex:
 
         page_size = self.memory.page_map.page_size_bytes
         offset = direct_map_offset(self.prog)
-        pool = kfence_pool(self.prog, page_size)
-        if pool is not None:
-            addresses = slabs["pfn"] * np.uint64(page_size) + np.uint64(offset)
-            in_pool = (addresses >= np.uint64(pool[0])) & (addresses < np.uint64(pool[1]))
-            self.kfence_objects = int((in_pool & (slabs["slab_cache"] != 0)).sum())
-            slabs = slabs[~in_pool]
+        self._kfence = kfence_pool(self.prog, page_size)
+        if self._kfence is not None:
+            first, last = (
+                (at - offset) // page_size for at in (self._kfence.start, self._kfence.end)
+            )
+            slabs = slabs[(slabs["pfn"] < first) | (slabs["pfn"] >= last)]
 
-        pointers = np.array([c.cache.value_() for c in self.caches], dtype=np.uint64)
-        order = np.argsort(pointers)
-        at = np.searchsorted(pointers[order], slabs["slab_cache"])
-        at = np.minimum(at, max(0, len(pointers) - 1))
-        known = (
-            pointers[order][at] == slabs["slab_cache"]
-            if len(pointers)
-            else np.zeros(len(slabs), dtype=bool)
-        )
+        at, known = self._cache_numbers(slabs["slab_cache"])
         for slab in slabs[~known]:
             self.problems.append(
                 SlabProblem(
@@ -234,7 +233,7 @@ class SlabIndex:
             )
         slabs = slabs[known]
         self.pfn: Ints = slabs["pfn"].astype(np.int64)
-        self.cache: Ints = order[at[known]].astype(np.int64)
+        self.cache: Ints = at[known]
         self._page_address: U64 = slabs["pfn"] * np.uint64(page_size) + np.uint64(offset)
         self.address: U64 = self._page_address
         self.objects: Ints = slabs["objects"].astype(np.int64)
@@ -246,6 +245,50 @@ class SlabIndex:
         self.inuse: Ints = slabs["inuse"].astype(np.int64)
         self.frozen: Bools = slabs["frozen"].astype(bool)
         self.freelist: U64 = slabs["freelist"].copy()
+        # The rest behind the last object is nobody's.
+        self._end: U64 = self.address + (
+            self._pads[self.cache] + self._sizes[self.cache] * self.objects
+        ).astype(np.uint64)
+        self.in_kfence: Bools = np.zeros(len(slabs), dtype=bool)
+        if self._kfence is not None:
+            self._add_kfence_objects(self._kfence, page_size, offset)
+
+    def _cache_numbers(self, pointers: U64) -> Tuple[Ints, Bools]:
+        """Positions in :attr:`caches` of ``struct kmem_cache *``, and which are caches."""
+        if not self.caches:
+            return np.zeros(len(pointers), dtype=np.int64), np.zeros(len(pointers), dtype=bool)
+        caches = np.array([c.cache.value_() for c in self.caches], dtype=np.uint64)
+        order = np.argsort(caches)
+        at = np.minimum(np.searchsorted(caches[order], pointers), len(caches) - 1)
+        return order[at].astype(np.int64), caches[order][at] == pointers
+
+    def _add_kfence_objects(self, pool: KfencePool, page_size: int, offset: int) -> None:
+        """Give the objects in KFENCE's pool their rows."""
+        cache, known = self._cache_numbers(pool.cache)
+        lost = "the cache of an object of KFENCE's is no slab cache"
+        unread = pool.unread + [(at, lost) for at in pool.address[~known].tolist()]
+        self.problems += [SlabProblem(at, "", why, SlabFault.UNREAD) for at, why in unread]
+        cache, address = cache[known], pool.address[known]
+        count = len(cache)
+        # It has no red zone; its row is as if there were one.
+        start = address - self._pads[cache].astype(np.uint64)
+        end = address + pool.size_bytes[known].astype(np.uint64)
+        page = address // np.uint64(page_size) * np.uint64(page_size)
+        pfn = ((page - np.uint64(offset)) // np.uint64(page_size)).astype(np.int64)
+        order = np.argsort(np.concatenate([self.pfn, pfn]), kind="stable")
+        for name, values in (
+            ("pfn", pfn),
+            ("cache", cache),
+            ("_page_address", page),
+            ("address", start),
+            ("objects", np.ones(count, dtype=np.int64)),
+            ("inuse", pool.allocated[known].astype(np.int64)),
+            ("frozen", np.zeros(count, dtype=bool)),
+            ("freelist", np.zeros(count, dtype=np.uint64)),
+            ("_end", end),
+            ("in_kfence", np.ones(count, dtype=bool)),
+        ):
+            setattr(self, name, np.concatenate([getattr(self, name), values])[order])
 
     def _read_cpu_freelists(self) -> Dict[int, List[int]]:
         """Row of a slab to the first free objects on CPUs' lists."""
@@ -320,12 +363,24 @@ class SlabIndex:
 
     @functools.cached_property
     def free_object_arrays(self) -> U64:
-        """Arrays with free objects: uint64 array of shape (n, 2), sorted ``[start, end)``."""
+        """
+        What is the allocator's own and may point to objects: arrays with free
+        ones, and KFENCE's records and its pool but for the objects.
+
+        :return: uint64 array of shape (n, 2), sorted direct map addresses ``[start, end)``
+        """
         ranges: List[Tuple[int, int]] = []
         for cache in self.caches:
             # What cannot be read here could not be read before, and is counted.
             with contextlib.suppress(FaultError, ValidationError):
                 ranges += free_object_arrays(cache.cache)
+        if self._kfence is not None:
+            offset = direct_map_offset(self.prog)
+            start, end = self._kfence.records
+            ranges.append((start + offset, end + offset))
+            objects = self._kfence.address.tolist()
+            ends = (self._kfence.address + self._kfence.size_bytes.astype(np.uint64)).tolist()
+            ranges += zip([self._kfence.start, *ends], [*objects, self._kfence.end])
         return np.array(sorted(ranges), dtype=np.uint64).reshape(-1, 2)
 
     def find(self, addresses: U64) -> Ints:
@@ -339,12 +394,7 @@ class SlabIndex:
             return np.full(len(addresses), -1, dtype=np.int64)
         row = np.searchsorted(self.address, addresses, side="right").astype(np.int64) - 1
         at = np.maximum(row, 0)
-        size = np.array([c.size_bytes for c in self.caches], dtype=np.int64)[self.cache[at]]
-        pad = np.array([c.red_left_pad_bytes for c in self.caches], dtype=np.int64)[self.cache[at]]
-        # The rest behind the last object is nobody's.
-        extent = (pad + size * self.objects[at]).astype(np.uint64)
-        inside = (addresses - self.address[at]) < extent
-        return np.where((row >= 0) & inside, at, -1)
+        return np.where((row >= 0) & (addresses < self._end[at]), at, -1)
 
     def object_states(self, addresses: U64) -> npt.NDArray[np.int8]:
         """
@@ -387,12 +437,15 @@ class SlabIndex:
         """
         if rows is None:
             rows = np.arange(len(self.pfn), dtype=np.int64)
-        key = self.cache[rows] << 32 | self.objects[rows]
+        key = self.cache[rows] << 32 | self.objects[rows] << 1 | self.in_kfence[rows]
         order = np.argsort(key, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(rows) else []
         for group in groups:
             members = rows[group]
             cache = self.caches[self.cache[members[0]]]
+            if self.in_kfence[members[0]]:
+                yield self._kfence_batch(cache, members)
+                continue
             count = int(self.objects[members[0]])
             slab_bytes = self._slab_bytes(cache, count)
             if slab_bytes is None:
@@ -437,6 +490,22 @@ class SlabIndex:
             intact[i] = False
             self._problem(int(rows[i]), reason, SlabFault.FREELIST)
         return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
+
+    def _kfence_batch(self, cache: SlabCache, rows: Ints) -> SlabBatch:
+        raw, intact = self.memory.read_pages(self.pfn[rows].astype(np.uint64))
+        intact |= self.memory.page_map.left_out(self.pfn[rows].astype(np.uint64))
+        for row in rows[~intact]:
+            self._problem(int(row), "it is not in the dump", SlabFault.UNREAD)
+        pad = cache.red_left_pad_bytes
+        address = self.address[rows] + np.uint64(pad)
+        size = (self._end[rows] - address).astype(np.int64)
+        step = np.arange(cache.size_bytes)
+        at = (address - self._page_address[rows]).astype(np.int64)[:, None] + step
+        found = np.take_along_axis(raw, np.minimum(at, raw.shape[1] - 1), axis=1)
+        data = np.zeros((len(rows), pad + cache.size_bytes), dtype=np.uint8)
+        data[:, pad:] = np.where(step < size[:, None], found, 0)
+        allocated = (self.inuse[rows] > 0) & intact
+        return SlabBatch(cache, rows, data, address[:, None], allocated[:, None], intact)
 
     def _slub_free(
         self,

@@ -110,37 +110,37 @@ def read_slab_cache(cache: Object) -> SlabCache:
     :param cache: ``struct kmem_cache *``
     :raises drgn.FaultError: if it is not in the dump
     """
+    # Member by member: it was allocated without the nodes that the machine has not.
     cache = cache.read_()
-    value = cache[0].read_()
-    name = value.name.string_().decode(errors="backslashreplace")
+    name = cache.name.string_().decode(errors="backslashreplace")
     if uses_slab(cache.prog_):
         return SlabCache(
             cache=cache,
             name=name,
-            size_bytes=value.size.value_(),
-            object_size_bytes=value.object_size.value_(),
+            size_bytes=cache.size.value_(),
+            object_size_bytes=cache.object_size.value_(),
             # With CONFIG_DEBUG_SLAB a red zone stands in front of an object.
-            red_left_pad_bytes=value.obj_offset.value_() if hasattr(value, "obj_offset") else 0,
-            inuse_bytes=value.object_size.value_(),
+            red_left_pad_bytes=cache.obj_offset.value_() if hasattr(cache, "obj_offset") else 0,
+            inuse_bytes=cache.object_size.value_(),
             freelist_offset=0,
             random=None,
-            orders={value.num.value_(): value.gfporder.value_()},
+            orders={cache.num.value_(): cache.gfporder.value_()},
             index_bytes=sizeof(cache.prog_.type("freelist_idx_t")),
         )
-    red_left_pad = value.red_left_pad.value_() if hasattr(value, "red_left_pad") else 0
-    random = value.random.value_() if hasattr(value, "random") else None
+    red_left_pad = cache.red_left_pad.value_() if hasattr(cache, "red_left_pad") else 0
+    random = cache.random.value_() if hasattr(cache, "random") else None
     orders = {}
     for member in ("min", "oo"):
-        x = value.member_(member).x.value_()
+        x = cache.member_(member).x.value_()
         orders[x & _OO_MASK] = x >> _OO_SHIFT
     return SlabCache(
         cache=cache,
         name=name,
-        size_bytes=value.size.value_(),
-        object_size_bytes=value.object_size.value_(),
+        size_bytes=cache.size.value_(),
+        object_size_bytes=cache.object_size.value_(),
         red_left_pad_bytes=red_left_pad,
-        inuse_bytes=value.inuse.value_(),
-        freelist_offset=value.offset.value_(),
+        inuse_bytes=cache.inuse.value_(),
+        freelist_offset=cache.offset.value_(),
         random=random,
         orders=orders,
     )

@@ -56,6 +56,7 @@ class SlabUsage:
     The slabs of each cache: int64 arrays of shape (caches,), in the index's order.
 
     ``objects`` is the sum of ``allocated``, ``unread`` and the four kinds of free ones.
+    None of these counts the objects in KFENCE's pool, as the kernel does not either.
 
     :ivar slabs: slabs
     :ivar size_bytes: of all of them
@@ -68,6 +69,7 @@ class SlabUsage:
     :ivar free_on_cpu_partial: free in slabs on CPUs' partial lists
     :ivar free_elsewhere: free in sheaves or SLAB's array caches, or in slabs
         that are on no list
+    :ivar in_kfence: allocated objects in KFENCE's pool, which are in no slab
     :ivar kernel_slabs: slabs as the nodes' counters have them; -1 if there are none
     :ivar miscounted: int64 array: rows of slabs whose number of objects in
         use is not what their freelist says
@@ -84,6 +86,7 @@ class SlabUsage:
     free_on_cpus: Ints
     free_on_cpu_partial: Ints
     free_elsewhere: Ints
+    in_kfence: Ints
     kernel_slabs: Ints
     miscounted: Ints
     in_use: Ints
@@ -131,8 +134,9 @@ def slab_usage(
     unread = np.where(read, 0, index.objects - node_free)
     elsewhere = np.where(read, free - node_free, 0)
 
-    def by_cache(values: npt.NDArray[Any]) -> Ints:
-        sums = np.bincount(index.cache, weights=values, minlength=len(index.caches))
+    def by_cache(values: npt.NDArray[Any], rows: Bools = ~index.in_kfence) -> Ints:
+        weights = np.where(rows, values, 0)
+        sums = np.bincount(index.cache, weights=weights, minlength=len(index.caches))
         return sums.astype(np.int64)
 
     return SlabUsage(
@@ -145,6 +149,7 @@ def slab_usage(
         free_on_cpus=by_cache(np.where(on_cpu, free, 0)),
         free_on_cpu_partial=by_cache(np.where(on_cpu_partial, free, 0)),
         free_elsewhere=by_cache(np.where(on_cpu | on_cpu_partial, 0, elsewhere)),
+        in_kfence=by_cache(in_use, index.in_kfence),
         kernel_slabs=_kernel_slabs(index),
         miscounted=_miscounted(index, in_use, read & ~on_cpu),
         in_use=in_use,
@@ -160,7 +165,7 @@ def _miscounted(index: SlabIndex, in_use: Ints, settled: Bools) -> Ints:
     use; objects in sheaves, or SLAB's array caches, are in use for the slab,
     and free for everybody.
     """
-    settled = settled & ~index.frozen
+    settled = settled & ~index.frozen & ~index.in_kfence
     if not settled.any():
         return np.zeros(0, dtype=np.int64)
     sets_aside = _is_slab(index) or hasattr(index.caches[0].cache, "cpu_sheaves")
@@ -216,7 +221,9 @@ class _SlabLists:
         if slab_type.has_member("next"):
             names["partial"] = "next"
         pages = page_index(self._prog, index.memory)
-        structs = pages.slab_structs[np.searchsorted(pages.slab_pfn, index.pfn)]
+        at = np.searchsorted(pages.slab_pfn, index.pfn)
+        # A page of KFENCE's is on no list, whether its own structure was read or not.
+        structs = pages.slab_structs[np.minimum(at, len(pages.slab_pfn) - 1)]
         self._links = as_structs(structs, field_dtype(slab_type, names))
         self._addresses = _struct_addresses(self._prog, index.memory, index.pfn)
         self._order = np.argsort(self._addresses)
