@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The kernel log, the record that wraps the ring included.
+The kernel log, where it wraps included.
 
-drgn 0.3's ``get_printk_records()`` gives that record with 8 bytes of
-descriptor ID in front and the last 8 bytes lost. Here the descriptors are
-read in bulk, which is also faster.
+drgn 0.3's ``get_printk_records()`` gives the record that wraps the ring with
+8 bytes of descriptor ID in front and the last 8 bytes lost; before v5.10 it
+takes what ends a lap of the buffer for an empty record. Here the log is read
+in bulk, which is also faster.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Object, Program
-from drgn.helpers.linux.printk import get_printk_records
+from drgn import Object, Program, Type
 
 from vmcore_tools.kernel.layout import field_dtype
+
+# caller_id of printk.c: else it is a thread's ID.
+_CALLER_IS_CPU = 0x80000000
 
 
 class LogRecord(NamedTuple):
@@ -47,13 +50,47 @@ def log_records(prog: Program) -> List[LogRecord]:
     try:
         ring = prog["prb"].read_()
     except KeyError:
-        # 896fbe20b4e2 ("printk: use the lockless ringbuffer") in v5.10; the
-        # older log has no wrapped records.
-        return [
-            LogRecord(r.seq, r.timestamp, r.level, r.text, r.caller_tid)
-            for r in get_printk_records(prog)
-        ]
+        # 896fbe20b4e2 ("printk: use the lockless ringbuffer") in v5.10.
+        return _buffer_records(prog)
     return _lockless_records(prog, ring)
+
+
+def _buffer_records(prog: Program) -> List[LogRecord]:
+    """The log before v5.10; mirrors ``log_next()`` of kernel/printk/printk.c."""
+    record_type = prog.type("struct printk_log")
+    members = {"ts_nsec": "ts_nsec", "len": "len", "text_len": "text_len"}
+    # 15ff2069cb7f ("printk: Add caller information to printk() output.") in v5.1.
+    if record_type.has_member("caller_id"):
+        members["caller_id"] = "caller_id"
+    dtype = field_dtype(record_type, members)
+    level_offset = _level_offset(record_type)
+    # kernel/bpf/verifier.c had a variable of that name until v4.15.
+    address = prog.object("log_buf", filename="printk.c").value_()
+    data = prog.read(address, prog["log_buf_len"].value_())
+    first, following = prog["log_first_idx"].value_(), prog["log_next_idx"].value_()
+    # A record without a length ends a lap.
+    laps = [(first, following)] if first <= following else [(first, len(data)), (0, following)]
+    seq = prog["log_first_seq"].value_()
+    records: List[LogRecord] = []
+    for index, end in laps:
+        while index + dtype.itemsize <= min(end, len(data)):
+            fields = np.frombuffer(data, dtype=dtype, count=1, offset=index)[0]
+            text, behind = index + dtype.itemsize, index + int(fields["len"])
+            if behind < text:
+                break
+            caller = int(fields["caller_id"]) if "caller_id" in members else _CALLER_IS_CPU
+            records.append(
+                LogRecord(
+                    seq,
+                    int(fields["ts_nsec"]),
+                    data[index + level_offset] >> 5,
+                    data[text : min(text + int(fields["text_len"]), behind)],
+                    None if caller & _CALLER_IS_CPU else caller,
+                )
+            )
+            index = behind
+            seq += 1
+    return records
 
 
 def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
@@ -74,7 +111,7 @@ def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
         count,
         {"seq": "seq", "ts_nsec": "ts_nsec", "text_len": "text_len", "caller_id": "caller_id"},
     )
-    level_offset = _level_offset(prog)
+    level_offset = _level_offset(prog.type("struct printk_info"))
     levels = infos.view(np.uint8).reshape(count, -1)[:, level_offset] >> 5
     data = prog.read(ring.text_data_ring.data, data_size)
 
@@ -105,7 +142,7 @@ def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
                 int(infos["ts_nsec"][i]),
                 int(levels[i]),
                 text,
-                None if caller & 0x80000000 else caller,
+                None if caller & _CALLER_IS_CPU else caller,
             )
         )
     return records
@@ -140,9 +177,9 @@ def _array(first: Object, count: int, members: Any) -> npt.NDArray[Any]:
     return np.frombuffer(first.prog_.read(first, count * dtype.itemsize), dtype=dtype)
 
 
-def _level_offset(prog: Program) -> int:
-    """Byte of ``struct printk_info`` whose three top bits are the level."""
-    for member in prog.type("struct printk_info").members or ():
+def _level_offset(record_type: Type) -> int:
+    """Byte of a record's structure whose three top bits are the level."""
+    for member in record_type.members or ():
         if member.name == "level":
             return int(member.bit_offset) // 8
-    raise LookupError("struct printk_info has no member level")
+    raise LookupError(f"{record_type.type_name()} has no member level")

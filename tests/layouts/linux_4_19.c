@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * v4.19, with SLUB, SLUB_DEBUG and memory cgroups, and without hardened or
+ * randomised freelists.
+ */
+
+#include "kernel.h"
+
+#define TRACK_ADDRS_COUNT 16
+#define WORK_NR_COLORS 15
+
+/* include/linux/dma-fence.h */
+
+struct dma_fence;
+
+struct dma_fence_ops {
+	const char *(*get_driver_name)(struct dma_fence *fence);
+	const char *(*get_timeline_name)(struct dma_fence *fence);
+	bool (*enable_signaling)(struct dma_fence *fence);
+	bool (*signaled)(struct dma_fence *fence);
+	long (*wait)(struct dma_fence *fence, bool intr, long timeout);
+	void (*release)(struct dma_fence *fence);
+	void (*fence_value_str)(struct dma_fence *fence, char *str, int size);
+	void (*timeline_value_str)(struct dma_fence *fence, char *str, int size);
+};
+
+struct dma_fence {
+	struct kref refcount;
+	const struct dma_fence_ops *ops;
+	struct rcu_head rcu;
+	struct list_head cb_list;
+	spinlock_t *lock;
+	u64 context;
+	unsigned int seqno;
+	unsigned long flags;
+	ktime_t timestamp;
+	int error;
+};
+
+enum dma_fence_flag_bits {
+	DMA_FENCE_FLAG_SIGNALED_BIT,
+	DMA_FENCE_FLAG_TIMESTAMP_BIT,
+	DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT,
+	DMA_FENCE_FLAG_USER_BITS,
+};
+enum dma_fence_flag_bits keep_dma_fence_flag_bits;
+
+struct dma_fence_cb;
+typedef void (*dma_fence_func_t)(struct dma_fence *fence, struct dma_fence_cb *cb);
+
+struct dma_fence_cb {
+	struct list_head node;
+	dma_fence_func_t func;
+};
+
+struct irq_work {
+	unsigned long flags;
+	struct llist_node llnode;
+	void (*func)(struct irq_work *work);
+};
+
+/* include/linux/dma-fence-array.h */
+
+struct dma_fence_array;
+
+struct dma_fence_array_cb {
+	struct dma_fence_cb cb;
+	struct dma_fence_array *array;
+};
+struct dma_fence_array_cb keep_dma_fence_array_cb;
+
+struct dma_fence_array {
+	struct dma_fence base;
+	spinlock_t lock;
+	unsigned int num_fences;
+	atomic_t num_pending;
+	struct dma_fence **fences;
+	struct irq_work work;
+};
+struct dma_fence_array keep_dma_fence_array;
+
+/* include/linux/reservation.h */
+
+struct reservation_object_list {
+	struct rcu_head rcu;
+	u32 shared_count, shared_max;
+	struct dma_fence *shared[];
+};
+
+typedef struct seqcount {
+	unsigned int sequence;
+} seqcount_t;
+
+struct reservation_object {
+	struct ww_mutex lock;
+	seqcount_t seq;
+	struct dma_fence *fence_excl;
+	struct reservation_object_list *fence;
+	struct reservation_object_list *staged;
+};
+struct reservation_object keep_reservation_object;
+
+/* include/drm/gpu_scheduler.h */
+
+struct drm_gpu_scheduler;
+
+struct drm_sched_fence {
+	struct dma_fence scheduled;
+	struct dma_fence finished;
+	struct dma_fence_cb cb;
+	struct dma_fence *parent;
+	struct drm_gpu_scheduler *sched;
+	spinlock_t lock;
+	void *owner;
+};
+struct drm_sched_fence keep_drm_sched_fence;
+
+/* include/linux/sync_file.h, with CONFIG_DEBUG_FS */
+
+struct file;
+
+struct sync_file {
+	struct file *file;
+	char user_name[32];
+	struct list_head sync_file_list;
+	wait_queue_head_t wq;
+	unsigned long flags;
+	struct dma_fence *fence;
+	struct dma_fence_cb cb;
+};
+struct sync_file keep_sync_file;
+
+/* include/drm/drm_syncobj.h */
+
+struct drm_syncobj {
+	struct kref refcount;
+	struct dma_fence *fence;
+	struct list_head cb_list;
+	spinlock_t lock;
+	struct file *file;
+};
+struct drm_syncobj keep_drm_syncobj;
+
+/* include/linux/dma-buf.h */
+
+struct dma_buf;
+
+struct dma_buf_poll_cb_t {
+	struct dma_fence_cb cb;
+	wait_queue_head_t *poll;
+	u32 active;
+};
+
+struct dma_buf {
+	size_t size;
+	struct file *file;
+	struct list_head attachments;
+	const struct dma_buf_ops *ops;
+	struct mutex lock;
+	unsigned int vmapping_counter;
+	void *vmap_ptr;
+	const char *exp_name;
+	struct module *owner;
+	struct list_head list_node;
+	void *priv;
+	struct reservation_object *resv;
+	wait_queue_head_t poll;
+	struct dma_buf_poll_cb_t cb_excl, cb_shared;
+};
+struct dma_buf keep_dma_buf;
+
+struct dma_buf_attachment {
+	struct dma_buf *dmabuf;
+	struct device *dev;
+	struct list_head node;
+	void *priv;
+};
+struct dma_buf_attachment keep_dma_buf_attachment;
+
+/* include/drm/drm_gem.h */
+
+struct drm_gem_object {
+	struct kref refcount;
+	unsigned int handle_count;
+	struct drm_device *dev;
+	struct file *filp;
+	/* Of its members only the size is known to be right. */
+	char vma_node[184] __attribute__((aligned(8)));
+	size_t size;
+	int name;
+	struct dma_buf *dma_buf;
+	struct dma_buf_attachment *import_attach;
+};
+struct drm_gem_object keep_drm_gem_object;
+
+/* drivers/gpu/drm/virtio/virtgpu_drv.h */
+
+struct virtio_gpu_fence_driver {
+	atomic64_t last_seq;
+	uint64_t sync_seq;
+	uint64_t context;
+	struct list_head fences;
+	spinlock_t lock;
+};
+struct virtio_gpu_fence_driver keep_virtio_gpu_fence_driver;
+
+struct virtio_gpu_fence {
+	struct dma_fence f;
+	struct virtio_gpu_fence_driver *drv;
+	struct list_head node;
+};
+struct virtio_gpu_fence keep_virtio_gpu_fence;
+
+struct virtio_gpu_vbuffer {
+	char *buf;
+	int size;
+	void *data_buf;
+	uint32_t data_size;
+	char *resp_buf;
+	int resp_size;
+	void (*resp_cb)(void *vgdev, struct virtio_gpu_vbuffer *vbuf);
+	struct list_head list;
+};
+struct virtio_gpu_vbuffer keep_virtio_gpu_vbuffer;
+
+/* include/linux/mm_types.h */
+
+struct kmem_cache;
+struct mem_cgroup;
+
+struct page {
+	unsigned long flags;
+	union {
+		struct { /* Page cache and anonymous pages */
+			struct list_head lru;
+			struct address_space *mapping;
+			unsigned long index;
+			unsigned long private;
+		};
+		struct { /* slab, slob and slub */
+			union {
+				struct list_head slab_list;
+				struct {
+					struct page *next;
+					int pages;
+					int pobjects;
+				};
+			};
+			struct kmem_cache *slab_cache;
+			void *freelist;
+			union {
+				void *s_mem;
+				unsigned long counters;
+				struct {
+					unsigned inuse : 16;
+					unsigned objects : 15;
+					unsigned frozen : 1;
+				};
+			};
+		};
+		struct { /* Tail pages of a compound page */
+			unsigned long compound_head;
+			unsigned char compound_dtor;
+			unsigned char compound_order;
+			atomic_t compound_mapcount;
+		};
+		struct { /* The second tail page of a compound page */
+			unsigned long _compound_pad_1;
+			unsigned long _compound_pad_2;
+			struct list_head deferred_list;
+		};
+		struct { /* Page tables */
+			unsigned long _pt_pad_1;
+			struct page *pmd_huge_pte;
+			unsigned long _pt_pad_2;
+			union {
+				struct mm_struct *pt_mm;
+				atomic_t pt_frag_refcount;
+			};
+			spinlock_t ptl;
+		};
+		struct { /* ZONE_DEVICE pages */
+			struct dev_pagemap *pgmap;
+			unsigned long hmm_data;
+			unsigned long _zd_pad_1;
+		};
+		struct rcu_head callback_head;
+	};
+	union {
+		atomic_t _mapcount;
+		unsigned int page_type;
+		unsigned int active;
+		int units;
+	};
+	atomic_t _refcount;
+	struct mem_cgroup *mem_cgroup;
+} __attribute__((aligned(16)));
+struct page keep_page;
+
+enum pageflags {
+	PG_locked,
+	PG_error,
+	PG_referenced,
+	PG_uptodate,
+	PG_dirty,
+	PG_lru,
+	PG_active,
+	PG_workingset,
+	PG_waiters,
+	PG_slab,
+	PG_owner_priv_1,
+	PG_arch_1,
+	PG_reserved,
+	PG_private,
+	PG_private_2,
+	PG_writeback,
+	PG_head,
+	PG_mappedtodisk,
+	PG_reclaim,
+	PG_swapbacked,
+	PG_unevictable,
+	PG_mlocked,
+	__NR_PAGEFLAGS,
+};
+enum pageflags keep_pageflags;
+
+/* include/linux/slub_def.h and mm/slab.h */
+
+struct kmem_cache_order_objects {
+	unsigned int x;
+};
+
+struct kmem_cache_cpu {
+	void **freelist;
+	unsigned long tid;
+	struct page *page;
+	struct page *partial;
+};
+
+struct kmem_cache_node {
+	spinlock_t list_lock;
+	unsigned long nr_partial;
+	struct list_head partial;
+	atomic_long_t nr_slabs;
+	atomic_long_t total_objects;
+	struct list_head full;
+};
+
+struct kobject {
+	const char *name;
+	struct list_head entry;
+	struct kobject *parent;
+	struct kset *kset;
+	struct kobj_type *ktype;
+	struct kernfs_node *sd;
+	struct kref kref;
+	unsigned int state : 5;
+};
+
+struct kmem_cache {
+	struct kmem_cache_cpu *cpu_slab;
+	unsigned int flags;
+	unsigned long min_partial;
+	unsigned int size;
+	unsigned int object_size;
+	unsigned int offset;
+	unsigned int cpu_partial;
+	struct kmem_cache_order_objects oo;
+	struct kmem_cache_order_objects max;
+	struct kmem_cache_order_objects min;
+	gfp_t allocflags;
+	int refcount;
+	void (*ctor)(void *);
+	unsigned int inuse;
+	unsigned int align;
+	unsigned int red_left_pad;
+	const char *name;
+	struct list_head list;
+	struct kobject kobj;
+	struct work_struct kobj_remove_work;
+	/* Of its members only the size is known to be right. */
+	char memcg_params[88] __attribute__((aligned(8)));
+	unsigned int max_attr_size;
+	struct kset *memcg_kset;
+	unsigned int remote_node_defrag_ratio;
+	unsigned int useroffset;
+	unsigned int usersize;
+	struct kmem_cache_node *node[MAX_NUMNODES];
+};
+struct list_head slab_caches;
+
+struct track {
+	unsigned long addr;
+	unsigned long addrs[TRACK_ADDRS_COUNT];
+	int cpu;
+	int pid;
+	unsigned long when;
+};
+struct track keep_track;
+
+enum track_item {
+	TRACK_ALLOC,
+	TRACK_FREE,
+};
+enum track_item keep_track_item;
+struct kmem_cache keep_kmem_cache;
+
+/* include/linux/mmzone.h: only what is asked of it */
+
+#define MAX_ORDER 11
+
+struct free_area {
+	unsigned long nr_free;
+};
+
+struct zone {
+	struct free_area free_area[MAX_ORDER];
+};
+struct zone keep_zone;
+
+/* mm/kmemleak.c */
+
+struct kmemleak_object {
+	spinlock_t lock;
+	unsigned int flags;
+	struct list_head object_list;
+	struct list_head gray_list;
+	struct rb_node rb_node;
+	struct rcu_head rcu;
+	atomic_t use_count;
+	unsigned long pointer;
+	size_t size;
+	unsigned long excess_ref;
+	int min_count;
+	int count;
+	u32 checksum;
+	struct hlist_head area_list;
+	unsigned long trace[16];
+	unsigned int trace_len;
+	unsigned long jiffies;
+	pid_t pid;
+	char comm[16];
+};
+struct kmemleak_object keep_kmemleak_object;
+
+/* kernel/workqueue.c and its headers */
+
+struct timer_list {
+	struct hlist_node entry;
+	unsigned long expires;
+	void (*function)(struct timer_list *);
+	u32 flags;
+};
+
+struct delayed_work {
+	struct work_struct work;
+	struct timer_list timer;
+	struct workqueue_struct *wq;
+	int cpu;
+};
+struct delayed_work keep_delayed_work;
+
+struct completion {
+	unsigned int done;
+	wait_queue_head_t wait;
+};
+
+struct worker {
+	union {
+		struct list_head entry;
+		struct hlist_node hentry;
+	};
+	struct work_struct *current_work;
+	void (*current_func)(struct work_struct *work);
+	struct pool_workqueue *current_pwq;
+	struct list_head scheduled;
+	struct task_struct *task;
+	struct worker_pool *pool;
+	struct list_head node;
+	unsigned long last_active;
+	unsigned int flags;
+	int id;
+	char desc[24];
+	struct workqueue_struct *rescue_wq;
+};
+struct worker keep_worker;
+
+struct pool_workqueue {
+	struct worker_pool *pool;
+	struct workqueue_struct *wq;
+	int work_color;
+	int flush_color;
+	int refcnt;
+	int nr_in_flight[WORK_NR_COLORS];
+	int nr_active;
+	int max_active;
+	struct list_head delayed_works;
+	struct list_head pwqs_node;
+	struct list_head mayday_node;
+	struct work_struct unbound_release_work;
+	struct rcu_head rcu;
+} __attribute__((aligned(256)));
+struct pool_workqueue keep_pool_workqueue;
+
+struct wq_barrier {
+	struct work_struct work;
+	struct completion done;
+	struct task_struct *task;
+};
+struct wq_barrier keep_wq_barrier;
+
+struct wq_flusher {
+	struct list_head list;
+	int flush_color;
+	struct completion done;
+};
+struct wq_flusher keep_wq_flusher;
+
+struct rw_semaphore {
+	atomic_long_t count;
+	struct list_head wait_list;
+	raw_spinlock_t wait_lock;
+	struct optimistic_spin_queue osq;
+	struct task_struct *owner;
+};
+struct rw_semaphore keep_rw_semaphore;
+struct ww_mutex keep_ww_mutex;
+
+/* Operations tables: a walker knows a fence by the table that it points to. */
+
+static const char *get_name(struct dma_fence *fence)
+{
+	return "";
+}
+
+static void release(struct dma_fence *fence)
+{
+}
+
+const struct dma_fence_ops virtio_gpu_fence_ops = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+};
+
+const struct dma_fence_ops dma_fence_array_ops = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
+
+const struct dma_fence_ops drm_sched_fence_ops_scheduled = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
+
+const struct dma_fence_ops drm_sched_fence_ops_finished = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
+
+/* kernel/printk/printk.c */
+
+struct printk_log {
+	u64 ts_nsec;
+	u16 len;
+	u16 text_len;
+	u16 dict_len;
+	u8 facility;
+	u8 flags : 5;
+	u8 level : 3;
+} __attribute__((packed, aligned(4)));
+
+enum log_flags {
+	LOG_NOCONS = 1,
+	LOG_NEWLINE = 2,
+	LOG_PREFIX = 4,
+	LOG_CONT = 8,
+};
+enum log_flags keep_log_flags;
+struct printk_log keep_printk_log;
+
+/* There is a log_buf in kernel/bpf/verifier.c, too: drgn asks for the one of this file. */
+#line 1 "kernel/printk/printk.c"
+char *log_buf;
+u32 log_buf_len;
+u64 log_first_seq;
+u32 log_first_idx;
+u64 log_next_seq;
+u32 log_next_idx;
