@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Iterator, Tuple
 
 import numpy as np
-from drgn import Object, offsetof
+from drgn import Object
 
+from vmcore_tools.kernel.files import files_with_ops
 from vmcore_tools.kernel.slab import SlabIndex
 
 
@@ -22,15 +23,9 @@ def for_each_sync_file(index: SlabIndex) -> Iterator[Tuple[Object, Object]]:
     :raises LookupError: without the debug info of sync_file or the file cache
     """
     prog = index.prog
-    fops = prog["sync_file_fops"].address_
-    assert fops is not None
-    cache = index.cache_number(prog["filp_cachep"].read_())
-    if cache is None:
-        return
-    file_type = prog.type("struct file")
     files = [
-        Object(prog, prog.pointer_type(file_type), value=address)
-        for address in index.objects_with_word(cache, offsetof(file_type, "f_op"), fops).tolist()
+        Object(prog, "struct file *", value=address)
+        for address in files_with_ops(index, prog["sync_file_fops"]).tolist()
     ]
     pointers = np.array([file.private_data.value_() for file in files], dtype=np.uint64)
     # A file outlives its sync file while it is being closed.

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+dma-bufs: found by their files, whose reference count is theirs, and who holds them.
+
+A dma-buf is freed with the last reference to its ``struct file``
+(``get_dma_buf()`` is ``get_file()``), but who holds one has a pointer to the
+``struct dma_buf``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Iterator, List, Sequence, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Object, Program, offsetof
+from drgn.helpers.linux.list import validate_list_for_each_entry
+from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
+
+from vmcore_tools.kernel.files import (
+    file_counts,
+    files_with_ops,
+    list_heads,
+    waiter_words,
+    watch_words,
+)
+from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.slab import SlabIndex
+
+U64 = npt.NDArray[np.uint64]
+
+#: Bounds that no machine reaches; a damaged list must end.
+_ATTACHMENTS_MAX = 100_000
+_PRIME_MEMBERS_MAX = 1_000_000
+#: ``DMA_BUF_NAME_LEN``, and more than exporters call themselves.
+_NAME_BYTES_MAX = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class DmaBufs:
+    """
+    All dma-bufs, as arrays of shape (n,), sorted by the address of the file.
+
+    :ivar address: uint64, ``struct dma_buf *``
+    :ivar file: uint64, ``struct file *``
+    :ivar refcount: int64, the file's
+    :ivar size: uint64, of the buffer
+    :ivar reservation: uint64, ``struct dma_resv *``
+    :ivar priv: uint64, what the exporter has it for; a GEM object with many
+    :ivar ops: uint64, ``const struct dma_buf_ops *``
+    :ivar unread: addresses of files and dma-bufs that could not be read
+    """
+
+    address: U64
+    file: U64
+    refcount: npt.NDArray[np.int64]
+    size: U64
+    reservation: U64
+    priv: U64
+    ops: U64
+    unread: Tuple[int, ...]
+
+    def files_of(self, dma_bufs: U64) -> U64:
+        """
+        The files of dma-bufs; what is no dma-buf stays as it is.
+
+        :param dma_bufs: uint64 array of any addresses
+        """
+        result = dma_bufs.copy()
+        if len(self.address):
+            order = np.argsort(self.address)
+            near = np.searchsorted(self.address[order], dma_bufs)
+            at = order[np.minimum(near, len(order) - 1)]
+            known = self.address[at] == dma_bufs
+            result[known] = self.file[at[known]]
+        return result
+
+
+def dma_bufs(index: SlabIndex) -> DmaBufs:
+    """
+    All dma-bufs; those that are being built or already torn down are left out.
+
+    By their files: the kernel's own list had three names, and v6.12 has it only
+    with debugfs.
+
+    :raises LookupError: without the debug info of dma-buf
+    """
+    prog = index.prog
+    files = files_with_ops(index, prog["dma_buf_fops"])
+    members = {"address": "private_data"}
+    structs, read = read_structs(
+        prog, files.tolist(), field_dtype(prog.type("struct file"), members)
+    )
+    counts, counted = file_counts(prog, files.tolist())
+    unread = files[~(read & counted)].tolist()
+    addresses = structs["address"].astype(np.uint64)
+    allocated = index.allocated(addresses)
+    members = {
+        "file": "file",
+        "size": "size",
+        "reservation": "resv",
+        "priv": "priv",
+        "ops": "ops",
+    }
+    buffers, read = read_structs(
+        prog, addresses.tolist(), field_dtype(prog.type("struct dma_buf"), members)
+    )
+    unread += addresses[allocated & ~read].tolist()
+    # The file exists before its dma-buf knows it, and after the dma-buf is freed.
+    kept = allocated & read & (buffers["file"] == files)
+    return DmaBufs(
+        address=addresses[kept],
+        file=files[kept],
+        refcount=counts[kept],
+        size=buffers["size"][kept].astype(np.uint64),
+        reservation=buffers["reservation"][kept].astype(np.uint64),
+        priv=buffers["priv"][kept].astype(np.uint64),
+        ops=buffers["ops"][kept].astype(np.uint64),
+        unread=tuple(unread),
+    )
+
+
+def dma_buf_reservations(index: SlabIndex) -> List[int]:
+    """
+    The reservation objects of all dma-bufs.
+
+    That of a dma-buf whose exporter has none is in the same memory block.
+
+    :return: addresses of ``struct dma_resv``, sorted; empty on a kernel without dma-buf
+    """
+    with contextlib.suppress(LookupError):
+        return sorted(set(dma_bufs(index).reservation.tolist()) - {0})
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldDmaBufs:
+    """
+    dma-bufs that somebody holds, one entry for each reference.
+
+    :ivar dma_buf: uint64 array of shape (n,)
+    :ivar word: uint64 array of shape (n,): the address of the pointer to each
+    :ivar unread: addresses that could not be read
+    """
+
+    dma_buf: U64
+    word: U64
+    unread: Tuple[int, ...] = ()
+
+
+def _held(pairs: Sequence[Tuple[int, int]], unread: Sequence[int] = ()) -> HeldDmaBufs:
+    table = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+    return HeldDmaBufs(table[:, 0], table[:, 1], tuple(unread))
+
+
+def dma_bufs_of_gems(prog: Program, gems: Sequence[int]) -> HeldDmaBufs:
+    """
+    The dma-bufs that GEM objects were exported or imported as.
+
+    ``drm_gem_object.dma_buf`` holds a reference while the object has a handle:
+    from ``export_and_register_object()`` or ``drm_gem_prime_fd_to_handle()``
+    to ``drm_gem_object_exported_dma_buf_free()``, which clears it.
+
+    :param gems: addresses of ``struct drm_gem_object``
+    """
+    gem_type = prog.type("struct drm_gem_object")
+    structs, read = read_structs(prog, gems, field_dtype(gem_type, {"dma_buf": "dma_buf"}))
+    offset = offsetof(gem_type, "dma_buf")
+    return _held(
+        [(buf, gem + offset) for gem, buf in zip(gems, structs["dma_buf"].tolist()) if buf],
+        [gem for gem, ok in zip(gems, read) if not ok],
+    )
+
+
+def dma_bufs_of_imports(prog: Program, gems: Sequence[int]) -> HeldDmaBufs:
+    """
+    The dma-bufs that imported GEM objects are attached to.
+
+    ``drm_gem_prime_import_dev()`` takes the reference, and
+    ``drm_prime_gem_destroy()`` drops it with the attachment. Attachments of
+    other importers are no holders: these have a reference elsewhere.
+
+    :param gems: addresses of ``struct drm_gem_object``
+    """
+    gem_type = prog.type("struct drm_gem_object")
+    structs, read = read_structs(prog, gems, field_dtype(gem_type, {"attachment": "import_attach"}))
+    unread = [gem for gem, ok in zip(gems, read) if not ok]
+    attachments = [address for address in structs["attachment"].tolist() if address]
+    attachment_type = prog.type("struct dma_buf_attachment")
+    offset = offsetof(attachment_type, "dmabuf")
+    structs, read = read_structs(
+        prog, attachments, field_dtype(attachment_type, {"dma_buf": "dmabuf"})
+    )
+    unread += [address for address, ok in zip(attachments, read) if not ok]
+    pairs = zip(attachments, structs["dma_buf"].tolist())
+    return _held([(buf, address + offset) for address, buf in pairs if buf], unread)
+
+
+def prime_cache(drm_file: Object) -> HeldDmaBufs:
+    """
+    The dma-bufs that an open DRM file remembers handles of.
+
+    Each entry holds a reference (``drm_prime_add_buf_handle()``).
+
+    :param drm_file: ``struct drm_file *``
+    :raises drgn.FaultError: if the tree is not in the dump
+    """
+    pairs = []
+    for number, member in enumerate(
+        rbtree_inorder_for_each_entry(
+            "struct drm_prime_member", drm_file.prime.dmabufs.address_of_(), "dmabuf_rb"
+        )
+    ):
+        if number >= _PRIME_MEMBERS_MAX:
+            break
+        pairs.append((member.dma_buf.value_(), _address(member.dma_buf)))
+    return _held(pairs)
+
+
+def _address(member: Object) -> int:
+    assert member.address_ is not None
+    return int(member.address_)
+
+
+def for_each_attachment(dma_buf: Object) -> Iterator[Object]:
+    """
+    Iterate over the devices' attachments to a dma-buf.
+
+    :param dma_buf: ``struct dma_buf *``
+    :return: Iterator of ``struct dma_buf_attachment *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    for number, attachment in enumerate(
+        validate_list_for_each_entry(
+            "struct dma_buf_attachment", dma_buf.attachments.address_of_(), "node"
+        )
+    ):
+        if number >= _ATTACHMENTS_MAX:
+            return
+        yield attachment
+
+
+def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:
+    """
+    The pointers to dma-bufs and to their files that are known to hold no reference.
+
+    These are their own pointers to each other, the list of all dma-bufs, that
+    of the attachments, and what epoll instances watch them by.
+
+    :return: uint64 array of the pointers' addresses, and what could not be read
+    """
+    type_, file_type = prog.type("struct dma_buf"), prog.type("struct file")
+    dentries, read = read_structs(
+        prog, buffers.file.tolist(), field_dtype(file_type, {"dentry": "f_path.dentry"})
+    )
+    unread = buffers.file[~read].tolist()
+    fsdata = np.uint64(offsetof(prog.type("struct dentry"), "d_fsdata"))
+    words = [
+        buffers.address + np.uint64(offsetof(type_, "file")),
+        buffers.file + np.uint64(offsetof(file_type, "private_data")),
+        dentries["dentry"] + fsdata,
+    ]
+    # v6.12 has no list of all without debugfs.
+    lists = ["attachments", *(["list_node"] if type_.has_member("list_node") else [])]
+    for member in lists:
+        heads, read = list_heads(prog, buffers.address, type_, member)
+        words.append(heads.words)
+        unread += buffers.address[~read].tolist()
+    if type_.has_member("sysfs_entry"):  # CONFIG_DMABUF_SYSFS_STATS, from v5.14 on
+        entries, _ = read_structs(
+            prog, buffers.address.tolist(), field_dtype(type_, {"entry": "sysfs_entry"})
+        )
+        back = np.uint64(offsetof(type_.member("sysfs_entry").type.type, "dmabuf"))
+        words.append(entries["entry"] + back)
+    poll = buffers.address + np.uint64(offsetof(type_, "poll"))
+    for found, missed in (watch_words(prog, buffers.file), waiter_words(prog, poll)):
+        words.append(found)
+        unread += missed
+    return np.concatenate(words).astype(np.uint64), tuple(unread)
+
+
+def exporter_name(dma_buf: Object) -> str:
+    """
+    What the exporter calls itself.
+
+    :param dma_buf: ``struct dma_buf *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    name: bytes = dma_buf.prog_.read_c_string(dma_buf.exp_name.value_(), max_size=_NAME_BYTES_MAX)
+    return name.decode(errors="backslashreplace")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Files on their way through unix sockets: sent (SCM_RIGHTS), and not received yet."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, List, Tuple
+
+import numpy as np
+from drgn import FaultError, Object, Program, cast, offsetof, sizeof
+
+from vmcore_tools.kernel.files import U64, FileReferences
+from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.slab import SlabIndex
+
+#: Messages in one socket's queue; a damaged queue must end.
+_MESSAGES_MAX = 1_000_000
+
+
+def files_in_flight(index: SlabIndex, files: U64) -> FileReferences:
+    """
+    The files in messages of unix sockets: each holds a reference (``scm_fp_copy()``).
+
+    :param files: uint64 array, sorted
+    :return: with the receiving ``struct unix_sock`` as owner
+    :raises LookupError: without the debug info of unix sockets
+    """
+    prog = index.prog
+    lists: Dict[int, int] = {}
+    unread: List[int] = []
+    for socket in _unix_sockets(index):
+        try:
+            for message in _messages(socket):
+                passed = _passed_files(message)
+                if passed:
+                    lists[passed] = socket.value_()
+        except FaultError:
+            unread.append(socket.value_())
+    list_type = prog.type("struct scm_fp_list")
+    first = offsetof(list_type, "fp")
+    slots = (sizeof(list_type) - first) // 8
+    structs, read = read_structs(prog, list(lists), field_dtype(list_type, {"count": "count"}))
+    rows: List[Tuple[int, int, int, int]] = []
+    for (address, socket), count, ok in zip(lists.items(), structs["count"].tolist(), read):
+        try:
+            if not ok or count > slots:
+                raise FaultError("no list of files", address)
+            pointers = np.frombuffer(prog.read(address + first, count * 8), dtype=np.uint64)
+        except FaultError:
+            unread.append(address)
+            continue
+        for at in np.flatnonzero(np.isin(pointers, files)).tolist():
+            rows.append((int(pointers[at]), address + first + 8 * at, socket, -1))
+    return FileReferences.of(rows, unread)
+
+
+def _unix_sockets(index: SlabIndex) -> Iterator[Object]:
+    """All unix sockets with messages that were not received yet: ``struct unix_sock *``."""
+    prog = index.prog
+    socket_type = prog.type("struct unix_sock")
+    queued = offsetof(socket_type, "sk.sk_receive_queue.qlen")
+    protocol = offsetof(socket_type, "sk.__sk_common.skc_prot")
+    for address, proto in _protocols(prog):
+        cache = index.cache_number(proto.slab)
+        if cache is None:
+            continue
+        size = index.caches[cache].size_bytes
+        for batch in index.batches(np.flatnonzero(index.cache == cache)):
+            start = batch.cache.red_left_pad_bytes + np.arange(batch.objects.shape[1]) * size
+            lengths = batch.data.view(np.uint32)[:, (start + queued) // 4]
+            protocols = batch.data.view(np.uint64)[:, (start + protocol) // 8]
+            found = batch.allocated & (lengths > 0) & (protocols == np.uint64(address))
+            for socket in batch.objects[found].tolist():
+                yield Object(prog, "struct unix_sock *", value=socket)
+
+
+def _protocols(prog: Program) -> Iterator[Tuple[int, Object]]:
+    # "af_unix: Add unix_stream_proto for sockmap" of v5.15 made two of one.
+    for name in ("unix_proto", "unix_dgram_proto", "unix_stream_proto"):
+        try:
+            proto = prog.variable(name)
+        except LookupError:
+            continue
+        assert proto.address_ is not None
+        yield proto.address_, proto
+
+
+def _messages(socket: Object) -> Iterator[Object]:
+    """What a socket has not received yet: ``struct sk_buff *``."""
+    queue = socket.sk.sk_receive_queue
+    end = queue.address_
+    message = queue.next.read_()
+    for _ in range(_MESSAGES_MAX):
+        if message.value_() == end:
+            return
+        yield message
+        message = message.next.read_()
+
+
+def _passed_files(message: Object) -> int:
+    """The ``struct scm_fp_list *`` of a message, 0 without one; mirrors ``UNIXCB()``."""
+    control = cast("struct unix_skb_parms *", message.cb.address_of_())
+    return int(control.fp.value_())
