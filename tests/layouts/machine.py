@@ -41,7 +41,7 @@ RAM = 0x800000
 Value = Union[int, bytes]
 
 
-def compile_kernel(source: Path, folder: Path) -> Path:
+def compile_kernel(source: Path, folder: Path, config: Sequence[str] = ()) -> Path:
     """vmlinux, or rather its debug info and variables, from one of the C files."""
     gcc = shutil.which("gcc")
     if gcc is None:
@@ -51,7 +51,7 @@ def compile_kernel(source: Path, folder: Path) -> Path:
         [
             gcc,
             "-g",
-            "-gdwarf-4",
+            *(f"-D{option}" for option in config),
             "-std=gnu11",
             "-Wall",
             "-Werror",
@@ -84,12 +84,20 @@ class Machine:
     :ivar memory: the same for the walkers that read in bulk
     """
 
-    def __init__(self, source: str, folder: Path, release: str, note: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: str,
+        folder: Path,
+        release: str,
+        note: Sequence[str] = (),
+        config: Sequence[str] = (),
+    ) -> None:
         """
         :param source: one of the C files
         :param note: what the release writes into its VMCOREINFO for the walkers
+        :param config: options of the kernel's configuration that the C file has
         """
-        vmlinux = compile_kernel(HERE / source, folder)
+        vmlinux = compile_kernel(HERE / source, folder, config)
         self._objects = OBJECTS
         self._slabs = SLABS
         self._per_cpu = 0x1000

@@ -11,6 +11,8 @@ from drgn import Type, sizeof
 from tests.layouts.machine import CPUS, DIRECT_MAP, PAGE, VMEMMAP, Machine, Value
 
 SLAB_STORE_USER = 0x00010000
+#: What CONFIG_SLAB_FREELIST_HARDENED hides free pointers with.
+_RANDOM = 0x8EEDFACE12345678
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,6 @@ class Slabs:
         inuse: Optional[int] = None,
         offset: int = 0,
         red_left_pad: int = 0,
-        random: Optional[int] = None,
         flags: int = 0,
     ) -> Cache:
         machine = self._machine
@@ -73,6 +74,7 @@ class Slabs:
             "oo.x": order << 16 | objects,
             "min.x": order << 16 | objects,
         }
+        random = _RANDOM if self._type.has_member("random") else None
         if random is not None:
             members["random"] = random
         address = machine.new("struct kmem_cache", members)
@@ -210,7 +212,6 @@ def set_up_sheaves(
         )
     in_barn = [_sheaf(machine, cache, capacity, objects) for objects in full]
     barn = machine.new("struct node_barn", {"nr_full": len(in_barn)})
-    # Both are the first members: the barn's lock alone is in front.
     machine.link(barn + _offset(machine.prog.type("struct node_barn"), "sheaves_full"), in_barn)
     machine.link(barn + _offset(machine.prog.type("struct node_barn"), "sheaves_empty"))
     machine.put(

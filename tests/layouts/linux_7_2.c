@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * v7.2, with SLUB_DEBUG, NUMA and memory cgroups. Compiled with
+ * -DCONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP, with -DCONFIG_SLAB_FREELIST_HARDENED
+ * or without them.
+ */
+
+#include "kernel.h"
+
+/* include/linux/dma-fence.h */
+
+struct dma_fence;
+
+struct dma_fence_ops {
+	const char *(*get_driver_name)(struct dma_fence *fence);
+	const char *(*get_timeline_name)(struct dma_fence *fence);
+	bool (*enable_signaling)(struct dma_fence *fence);
+	bool (*signaled)(struct dma_fence *fence);
+	long (*wait)(struct dma_fence *fence, bool intr, long timeout);
+	void (*release)(struct dma_fence *fence);
+	void (*set_deadline)(struct dma_fence *fence, ktime_t deadline);
+};
+
+struct dma_fence {
+	union {
+		spinlock_t *extern_lock;
+		spinlock_t inline_lock;
+	};
+	const struct dma_fence_ops *ops;
+	union {
+		struct list_head cb_list;
+		ktime_t timestamp;
+		struct rcu_head rcu;
+	};
+	u64 context;
+	u64 seqno;
+	unsigned long flags;
+	struct kref refcount;
+	int error;
+};
+
+enum dma_fence_flag_bits {
+	DMA_FENCE_FLAG_INITIALIZED_BIT,
+	DMA_FENCE_FLAG_INLINE_LOCK_BIT,
+	DMA_FENCE_FLAG_SEQNO64_BIT,
+	DMA_FENCE_FLAG_SIGNALED_BIT,
+	DMA_FENCE_FLAG_TIMESTAMP_BIT,
+	DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT,
+	DMA_FENCE_FLAG_USER_BITS,
+};
+enum dma_fence_flag_bits keep_dma_fence_flag_bits;
+
+struct dma_fence_cb;
+typedef void (*dma_fence_func_t)(struct dma_fence *fence, struct dma_fence_cb *cb);
+
+struct dma_fence_cb {
+	struct list_head node;
+	dma_fence_func_t func;
+};
+
+struct __call_single_node {
+	struct llist_node llist;
+	union {
+		unsigned int u_flags;
+		atomic_t a_flags;
+	};
+	u16 src, dst;
+};
+
+struct rcuwait {
+	struct task_struct *task;
+};
+
+struct irq_work {
+	struct __call_single_node node;
+	void (*func)(struct irq_work *);
+	struct rcuwait irqwait;
+};
+
+/* include/linux/dma-fence-array.h and dma-fence-chain.h */
+
+struct dma_fence_array;
+
+struct dma_fence_array_cb {
+	struct dma_fence_cb cb;
+	struct dma_fence_array *array;
+};
+
+struct dma_fence_array {
+	struct dma_fence base;
+	unsigned num_fences;
+	atomic_t num_pending;
+	struct dma_fence **fences;
+	struct irq_work work;
+	struct dma_fence_array_cb callbacks[];
+};
+struct dma_fence_array keep_dma_fence_array;
+
+struct dma_fence_chain {
+	struct dma_fence base;
+	struct dma_fence *prev;
+	u64 prev_seqno;
+	struct dma_fence *fence;
+	union {
+		struct dma_fence_cb cb;
+		struct irq_work work;
+	};
+};
+struct dma_fence_chain keep_dma_fence_chain;
+
+/* include/linux/dma-resv.h and drivers/dma-buf/dma-resv.c */
+
+enum dma_resv_usage {
+	DMA_RESV_USAGE_KERNEL,
+	DMA_RESV_USAGE_WRITE,
+	DMA_RESV_USAGE_READ,
+	DMA_RESV_USAGE_BOOKKEEP,
+};
+enum dma_resv_usage keep_dma_resv_usage;
+
+struct dma_resv_list {
+	struct rcu_head rcu;
+	u32 num_fences, max_fences;
+	struct dma_fence *table[];
+};
+
+struct dma_resv {
+	struct ww_mutex lock;
+	struct dma_resv_list *fences;
+};
+struct dma_resv keep_dma_resv;
+
+/* include/drm/gpu_scheduler.h */
+
+struct drm_sched_fence {
+	struct dma_fence scheduled;
+	struct dma_fence finished;
+	ktime_t deadline;
+	struct dma_fence *parent;
+	struct drm_gpu_scheduler *sched;
+	spinlock_t lock;
+	void *owner;
+	uint64_t drm_client_id;
+};
+struct drm_sched_fence keep_drm_sched_fence;
+
+/* drivers/gpu/drm/virtio/virtgpu_drv.h */
+
+struct virtio_gpu_fence_driver {
+	atomic64_t last_fence_id;
+	uint64_t current_fence_id;
+	uint64_t context;
+	struct list_head fences;
+	spinlock_t lock;
+};
+struct virtio_gpu_fence_driver keep_virtio_gpu_fence_driver;
+
+struct virtio_gpu_fence_event;
+
+struct virtio_gpu_fence {
+	struct dma_fence f;
+	uint32_t ring_idx;
+	uint64_t fence_id;
+	bool emit_fence_info;
+	struct virtio_gpu_fence_event *e;
+	struct virtio_gpu_fence_driver *drv;
+	struct list_head node;
+};
+struct virtio_gpu_fence keep_virtio_gpu_fence;
+
+/* include/linux/mm_types.h */
+
+typedef struct {
+	unsigned long f;
+} memdesc_flags_t;
+
+struct page {
+	memdesc_flags_t flags;
+	union {
+		struct { /* Page cache and anonymous pages */
+			union {
+				struct list_head lru;
+				struct list_head buddy_list;
+				struct list_head pcp_list;
+				struct llist_node pcp_llist;
+			};
+			struct address_space *mapping;
+			union {
+				unsigned long __folio_index;
+				unsigned long share;
+			};
+			unsigned long private;
+		};
+		struct { /* Tail pages of compound page */
+			unsigned long compound_info;
+		};
+		struct rcu_head rcu_head;
+	};
+	union {
+		unsigned int page_type;
+		atomic_t _mapcount;
+	};
+	atomic_t _refcount;
+	unsigned long memcg_data;
+} __attribute__((aligned(16)));
+struct page keep_page;
+
+enum pageflags {
+	PG_locked,
+	PG_writeback,
+	PG_referenced,
+	PG_uptodate,
+	PG_dirty,
+	PG_lru,
+	PG_head,
+	PG_waiters,
+	PG_active,
+	PG_workingset,
+	PG_owner_priv_1,
+	PG_owner_2,
+	PG_arch_1,
+	PG_reserved,
+	PG_private,
+	PG_private_2,
+	PG_reclaim,
+	PG_swapbacked,
+	PG_unevictable,
+	PG_dropbehind,
+	PG_mlocked,
+	__NR_PAGEFLAGS,
+};
+enum pageflags keep_pageflags;
+
+enum pagetype {
+	PGTY_buddy = 0xf0,
+	PGTY_offline = 0xf1,
+	PGTY_table = 0xf2,
+	PGTY_guard = 0xf3,
+	PGTY_hugetlb = 0xf4,
+	PGTY_slab = 0xf5,
+	PGTY_zsmalloc = 0xf6,
+	PGTY_unaccepted = 0xf7,
+	PGTY_large_kmalloc = 0xf8,
+	PGTY_mapcount_underflow = 0xff
+};
+enum pagetype keep_pagetype;
+
+/* include/linux/mmzone.h: only what is asked of it */
+
+#define NR_PAGE_ORDERS 11
+
+struct free_area {
+	unsigned long nr_free;
+};
+
+struct zone {
+	struct free_area free_area[NR_PAGE_ORDERS];
+#ifdef CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP
+	struct page *vmemmap_tails[4];
+#endif
+};
+struct zone keep_zone;
+
+enum {
+	SECTION_MARKED_PRESENT_BIT,
+	SECTION_HAS_MEM_MAP_BIT,
+	SECTION_IS_ONLINE_BIT,
+	SECTION_IS_EARLY_BIT,
+	SECTION_MAP_LAST_BIT,
+} keep_section_flags;
+
+/* mm/slab.h and mm/slub.c */
+
+struct freelist_counters {
+	union {
+		struct {
+			void *freelist;
+			union {
+				unsigned long counters;
+				struct {
+					unsigned inuse : 16;
+					unsigned objects : 15;
+					unsigned frozen : 1;
+					unsigned int stride;
+				};
+			};
+		};
+		unsigned __int128 freelist_counters;
+	};
+};
+
+struct slab {
+	memdesc_flags_t flags;
+	struct kmem_cache *slab_cache;
+	union {
+		struct {
+			struct list_head slab_list;
+			struct freelist_counters;
+		};
+		struct rcu_head rcu_head;
+	};
+	unsigned int __page_type;
+	atomic_t __page_refcount;
+	unsigned long obj_exts;
+};
+struct slab keep_slab;
+
+struct kmem_cache_order_objects {
+	unsigned int x;
+};
+
+struct node_barn {
+	spinlock_t lock;
+	struct list_head sheaves_full;
+	struct list_head sheaves_empty;
+	unsigned int nr_full;
+	unsigned int nr_empty;
+};
+
+struct slab_sheaf {
+	union {
+		struct rcu_head rcu_head;
+		struct list_head barn_list;
+		struct {
+			unsigned int capacity;
+			bool pfmemalloc;
+		};
+	};
+	struct kmem_cache *cache;
+	unsigned int size;
+	int node;
+	void *objects[];
+};
+
+typedef struct {
+	u8 acquired;
+} local_trylock_t;
+
+struct slub_percpu_sheaves {
+	local_trylock_t lock;
+	struct slab_sheaf *main;
+	struct slab_sheaf *spare;
+	struct slab_sheaf *rcu_free;
+};
+
+struct kmem_cache_node {
+	spinlock_t list_lock;
+	unsigned long nr_partial;
+	struct list_head partial;
+	atomic_long_t nr_slabs;
+	atomic_long_t total_objects;
+	struct list_head full;
+};
+
+struct kmem_cache_per_node_ptrs {
+	struct node_barn *barn;
+	struct kmem_cache_node *node;
+};
+
+struct reciprocal_value {
+	u32 m;
+	u8 sh1, sh2;
+};
+
+struct kmem_cache {
+	struct slub_percpu_sheaves *cpu_sheaves;
+	unsigned int flags;
+	unsigned long min_partial;
+	unsigned int size;
+	unsigned int object_size;
+	struct reciprocal_value reciprocal_size;
+	unsigned int offset;
+	unsigned int sheaf_capacity;
+	struct kmem_cache_order_objects oo;
+	struct kmem_cache_order_objects min;
+	gfp_t allocflags;
+	int refcount;
+	void (*ctor)(void *object);
+	unsigned int inuse;
+	unsigned int align;
+	unsigned int red_left_pad;
+	const char *name;
+	struct list_head list;
+#ifdef CONFIG_SLAB_FREELIST_HARDENED
+	unsigned long random;
+#endif
+	unsigned int remote_node_defrag_ratio;
+	struct kmem_cache_per_node_ptrs per_node[MAX_NUMNODES];
+};
+struct kmem_cache keep_kmem_cache;
+struct list_head slab_caches;
+
+/* Operations tables: a walker knows a fence by the table that it points to. */
+
+static const char *get_name(struct dma_fence *fence)
+{
+	return "";
+}
+
+static void release(struct dma_fence *fence)
+{
+}
+
+static bool signaled(struct dma_fence *fence)
+{
+	return 0;
+}
+
+const struct dma_fence_ops virtio_gpu_fence_ops = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.signaled = signaled,
+};
+
+const struct dma_fence_ops dma_fence_stub_ops = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+};
+struct dma_fence dma_fence_stub;
+
+const struct dma_fence_ops dma_fence_array_ops = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
+
+const struct dma_fence_ops dma_fence_chain_ops = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
+
+const struct dma_fence_ops drm_sched_fence_ops_scheduled = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
+
+const struct dma_fence_ops drm_sched_fence_ops_finished = {
+	.get_driver_name = get_name,
+	.get_timeline_name = get_name,
+	.release = release,
+};
