@@ -7,7 +7,8 @@ A million records have a few hundred stacks: each one is looked up once.
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+import re
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,33 @@ _DEPOT_STACK_ALIGN = 4
 #: An odd number with which the words of a stack are mixed into one.
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
+#: What is between the code that wanted memory, or gave it back, and the record.
+_ALLOCATOR = re.compile(
+    r"_*(kmem_cache_|kmalloc|kzalloc|kcalloc|krealloc|kvmalloc|kvzalloc|kvrealloc|kmemdup|kstrdup"
+    r"|kasprintf|kvasprintf|do_kmalloc|slab_|do_slab_free|slub_|set_track|kmemleak_|stack_trace_save"
+    r"|vmalloc|vzalloc|alloc_pages|alloc_percpu|pcpu_alloc|get_free_pages|get_zeroed_page"
+    r"|get_page_from_freelist|allocate_slab|alloc_slab_page|new_slab|kfree|kvfree|vfree).*"
+)
+
 Ints = npt.NDArray[np.int64]
+
+
+def function_behind_allocator(prog: Program, stack: Sequence[int]) -> Optional[str]:
+    """
+    The function that wanted memory, or gave it back.
+
+    :param stack: return addresses, the innermost first
+    :return: None if no function is known but the allocator's own
+    """
+    for address in stack:
+        try:
+            # A return address can be behind the function's last byte.
+            name: str = prog.symbol(address - 1).name.partition(".")[0]
+        except LookupError:
+            continue
+        if not _ALLOCATOR.fullmatch(name):
+            return name
+    return None
 
 
 class RecordedStacks:
