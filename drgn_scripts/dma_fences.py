@@ -5,72 +5,45 @@ Every dma_fence in slab memory, and the references that nobody holds.
 Fences are recognised in any slab cache by their pointer to a variable of type
 ``struct dma_fence_ops``. For each one the reference count is compared with
 the holders that can be found: the driver's list of emitted fences, the
-reservation objects of all GEM objects, sync_files, fence arrays and their
-callbacks, and framebuffers in an update. Where references are left over, all
-of kernel memory is searched for pointers to the fence. If there are none, the
-references were taken and never dropped: VT201. A fence that a task has on its
-live stack or in a register is in use. Any other pointer is named: VT202.
+reservation objects of all GEM objects and dma-bufs, sync_files, fence arrays
+and chains, drm_syncobjs, the GPU scheduler, planes in an update, and
+callbacks. Where references are left over, all of kernel memory is searched
+for pointers to the fence. If there are none, the references were taken and
+never dropped: VT201. A fence that a task has on its live stack or in a
+register is in use. Any other pointer is named: VT202.
+
+Where holders are left over, a pointer was kept after its reference was
+dropped, or a reference was dropped twice: VT203. So it is if a holder points
+to memory that is free.
 
 It decides by holders alone, never by a number of fences. A fence whose
-reference count is 0 is being freed, and is no leak.
+reference count is 0 is being freed, and is no leak; so are those that wait
+for the end of an RCU grace period.
 
-It cannot see fences outside slab memory, fences whose ``ops`` pointer the
-kernel has cleared (newest kernels, once signaled), and pointers that are not
-stored as they are. Fences of drivers whose own list of pending fences is not
-known here are listed, but not judged.
+It cannot see fences outside slab memory, and pointers that are not stored as
+they are. Fences of drivers whose own list of pending fences is not known here
+are judged where nothing points at them; others of them are only listed. Where
+the kernel clears the ``ops`` pointer of signaled fences (v7.1 and later), only
+those of virtio_gpu are still recognised.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program
-from drgn.helpers import ValidationError
-from drgn.helpers.linux.pid import find_task
+from drgn import Program
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Requires
-from vmcore_tools.frames import stack_of_addresses
-from vmcore_tools.kernel.audit import (
-    Audit,
-    Counted,
-    Holders,
-    Verdict,
-    audit,
-    count_by_address,
-    with_likely_leaks,
-)
-from vmcore_tools.kernel.dma_fence import (
-    DMA_FENCE,
-    Fences,
-    HeldFences,
-    array_callbacks_max,
-    array_fences,
-    by_name,
-    fences,
-    reserved_fences,
-)
-from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file
-from vmcore_tools.kernel.drm_gem import GEM_OBJECT, for_each_gem_handle
-from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
-from vmcore_tools.kernel.modules import modules_without_debug_info
+from vmcore_tools.audit_findings import Allocators, Proof, count_audit_gaps, kmemleak_evidence
+from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
+from vmcore_tools.kernel.dma_fence import Fences
+from vmcore_tools.kernel.fence_holders import KINDS, FenceHolders, fence_holders
+from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
-from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
-from vmcore_tools.kernel.sync_file import for_each_sync_file
-from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.kernel.typed_objects import Found, find_embedded
-from vmcore_tools.kernel.virtio_gpu import (
-    DRIVER_NAME,
-    TIMELINE_NAME,
-    for_each_emitted_fence,
-    for_each_framebuffer_with_fence,
-    for_each_virtio_gpu_device,
-    last_completed_seqno,
-)
+from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME, TIMELINE_NAME
 from vmcore_tools.model import (
     Absent,
     Confidence,
@@ -81,14 +54,13 @@ from vmcore_tools.model import (
     Ref,
     Rule,
     Severity,
-    Stack,
     column,
 )
 
-#: Distinct allocating stacks that a finding shows, the most frequent first.
-_STACKS_SHOWN = 3
 #: Example addresses in a finding.
 _EXAMPLES_SHOWN = 4
+#: Functions that allocate fences for others.
+_WRAPPERS = "virtio_gpu_fence_alloc"
 
 LEAKED = Rule(
     id="VT201",
@@ -101,11 +73,12 @@ LEAKED = Rule(
     ),
     page="""\
 Each fence's reference count is compared with the holders that were found: the
-driver's list of emitted fences, reservation objects of all GEM objects,
-sync_files, fence arrays and their callbacks, framebuffers in an update. For
-the fences with references left over, every word of kernel memory in the dump
-and all registers are searched for pointers. Free slab objects, dead parts of
-stacks and the fence itself do not count.
+driver's list of emitted fences, reservation objects of all GEM objects and
+dma-bufs, sync_files, fence arrays and chains, drm_syncobjs, the GPU scheduler,
+planes in an update, callbacks. For the fences with references left over, every
+word of kernel memory in the dump and all registers are searched for pointers.
+Free slab objects, what waits to be freed, dead parts of stacks and the fence
+itself do not count.
 
 `references_leaked` counts references, `objects` the fences that have them, and
 `objects_only_leaked` those that nothing else holds: these stay for ever. The
@@ -114,8 +87,14 @@ others are also held rightly by somebody, and become such when he lets go.
 It is `proven` if no pointer was found and every page that could hold one was
 read, and the registers of all CPUs; `likely` if something of it is not in the
 dump, or if the target is live and went on meanwhile. An object to which a single
-stray pointer is found is likely leaked if others of its type are proven to be;
-`references_proven` and `references_likely` tell how many.""",
+stray pointer is found is likely leaked if others of its type are proven to be, and
+so is one that has not signaled yet and whose driver is not known here;
+`references_proven` and `references_likely` tell how many.
+
+Where the kernel has kmemleak, `objects_kmemleak_reports` tells how many of the
+fences that only leaked references keep are on its own list as well. kmemleak
+does not report what is younger than its last scan, nor what a stray pointer
+leads to.""",
 )
 UNKNOWN_HOLDER = Rule(
     id="VT202",
@@ -131,7 +110,29 @@ As VT201, but something points at the fences that is neither a known holder nor
 a task's stack or register. It may be a holder of a kind that is not known
 here, so a leak is not claimed.""",
 )
-_NOT_JUDGED = "its driver's own list of fences is not known here"
+DANGLING = Rule(
+    id="VT203",
+    slug="dangling-dma-fence-pointer",
+    severity=Severity.ERROR,
+    summary="dma_fence objects have more holders than references, or are freed and still held.",
+    remedy=(
+        "Look for a dma_fence_put() too many, or for a pointer that is kept after the put, "
+        "in the code of the holders that are named."
+    ),
+    page="""\
+The opposite of VT201: each holder must have a reference of its own. `objects`
+are fences that live and have fewer references than holders (or none);
+`freed_objects` are places where a holder points to a slab object that is free:
+the next use of it is a use after free. `objects_saturated` have a count that
+the kernel itself set to REFCOUNT_SATURATED, because it ran over or was dropped
+below 0; its log has the warning.
+
+Holders that drop their reference before they clear their pointer count only as
+far as references are left, and a fence that a task has on its stack or in a
+register is left out: its count may be changing. `likely` where registers are
+not in the dump, or the target is live.""",
+)
+_NOT_JUDGED = "its driver's own list of fences is not known here, and something points at it"
 #: Places with unknown pointers that a finding names.
 _PLACES_SHOWN = 10
 
@@ -154,24 +155,26 @@ class Fence:
     held_by_reservation: int = column(Kind.COUNT)
     held_by_sync_file: int = column(Kind.COUNT)
     held_by_array: int = column(Kind.COUNT)
-    held_by_framebuffer: int = column(Kind.COUNT)
+    held_by_chain: int = column(Kind.COUNT)
+    held_by_syncobj: int = column(Kind.COUNT)
+    held_by_scheduler: int = column(Kind.COUNT)
+    held_by_plane: int = column(Kind.COUNT)
     held_by_callback: int = column(Kind.COUNT)
     unexplained: Maybe[int] = column(Kind.COUNT)
     verdict: str = column(Kind.TEXT)
     cache: str = column(Kind.UNTRUSTED)
 
 
-_HOLDERS = ("driver", "reservation", "sync_file", "array", "framebuffer", "callback")
-
-
 @dataclasses.dataclass(frozen=True)
 class _Result:
     """Fences and their audit; arrays of shape (n,) in the fences' order."""
 
-    fences: Fences
+    holders: FenceHolders
     audit: Audit
-    virtio_gpu: npt.NDArray[np.bool_]
-    last_completed: npt.NDArray[np.int64]
+
+    @property
+    def fences(self) -> Fences:
+        return self.holders.fences
 
     def with_verdict(self, *verdicts: Verdict) -> npt.NDArray[np.int64]:
         """Positions of the fences with one of these verdicts."""
@@ -180,203 +183,89 @@ class _Result:
 
 def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
-    kinds = [DMA_FENCE, GEM_OBJECT] if _has_gem(ctx.prog) else [DMA_FENCE]
-    found = find_embedded(index, kinds)
-    result = _audit_fences(ctx, index, fences(ctx.prog, found[DMA_FENCE]), found.get(GEM_OBJECT))
-    _count_gaps(ctx, index, result)
-    yield from _findings(ctx, index, result, Verdict.LEAKED, Verdict.LIKELY_LEAKED)
-    yield from _findings(ctx, index, result, Verdict.UNKNOWN_HOLDER)
-    yield ManyRows(Fence, len(result.fences.found.address), _rows(index, result))
-
-
-def _has_gem(prog: Program) -> bool:
-    try:
-        # Before v5.0 GEM objects have no table of their own.
-        return bool(prog.type("struct drm_gem_object").has_member("funcs"))
-    except LookupError:
-        return False
-
-
-def _audit_fences(
-    ctx: Context, index: SlabIndex, all_fences: Fences, gems: Optional[Found]
-) -> _Result:
-    found = all_fences.found
-    virtio_gpu = np.zeros(len(found.address), dtype=bool)
-    last_completed = np.full(len(found.address), -1, dtype=np.int64)
-    holders: List[Holders] = []
-
-    def hold(kind: str, held: HeldFences) -> None:
-        for address in held.unread:
-            ctx.coverage.gap(kind, "it could not be read", address)
-        holders.append(Holders(kind, held.fence, held.word))
-
-    if gems is not None:
-        hold("reservation", reserved_fences(ctx.prog, _reservations(ctx, gems)))
-        for device in for_each_virtio_gpu_device(ctx.prog):
-            # Only this driver's fences have the lock of its timeline.
-            mine = all_fences.lock == np.uint64(device.fence_drv.lock.address_)
-            virtio_gpu |= mine
-            last_completed[mine] = last_completed_seqno(device)
-            emitted = _walk(ctx, "emitted fences", for_each_emitted_fence(device))
-            holders.append(_driver_holders(emitted))
-            hold("framebuffer", _framebuffer_fences(ctx, device))
-    with contextlib.suppress(LookupError):  # a kernel without sync_files
-        hold("sync_file", _sync_file_fences(index))
-    arrays = by_name(found.tables, found.ops, "dma_fence_array_ops")
-    hold("array", array_fences(ctx.prog, found.address[arrays].tolist()))
-    holders.append(_callback_holders(ctx.prog, all_fences, arrays, holders))
-
-    # These are signaled from the start: no driver has them on a list.
-    stubs = by_name(found.tables, found.ops, "dma_fence_stub_ops")
-
-    sizes = np.array([cache.object_size_bytes for cache in index.caches], dtype=np.int64)
-    objects = Counted(found.address, found.container, sizes[found.cache], all_fences.refcount)
-    judged = virtio_gpu | arrays | stubs
-    result = audit(index, objects, judged, holders, ctx.progress)
+    holders = fence_holders(index)
+    result = audit(index, holders.described, ctx.progress)
     if result.changing:
-        result = dataclasses.replace(result, verdict=_still_leaked(ctx.prog, all_fences, result))
-    result = with_likely_leaks(result, found.ops)
-    return _Result(all_fences, result, virtio_gpu, last_completed)
+        result = dataclasses.replace(result, verdict=_still_there(ctx.prog, holders.fences, result))
+    result = with_likely_leaks(result, holders.fences.found.ops)
+    audited = _Result(holders, result)
+    _count_gaps(ctx, index, audited)
+    yield from _leaks(ctx, index, audited)
+    for group in _groups(audited, Verdict.UNKNOWN_HOLDER):
+        yield _unknown_holder(index, audited, group)
+    yield from _dangling(index, audited)
+    yield ManyRows(Fence, len(holders.fences.found.address), _rows(index, audited))
 
 
-def _still_leaked(prog: Program, all_fences: Fences, result: Audit) -> npt.NDArray[np.int8]:
-    """On a live target, the verdicts without leaks of fences that changed meanwhile."""
+def _still_there(prog: Program, every: Fences, result: Audit) -> npt.NDArray[np.int8]:
+    """On a live target, the verdicts without those of fences that changed meanwhile."""
     verdict = result.verdict.copy()
-    leaked = np.flatnonzero(verdict == Verdict.LEAKED)
+    wrong = [Verdict.LEAKED, Verdict.LIKELY_LEAKED, Verdict.DANGLING]
+    accused = np.flatnonzero(np.isin(verdict, wrong))
     members = {"ops": "ops", "seqno": "seqno", "refcount": "refcount.refcount.refs.counter"}
     now, read = read_structs(
         prog,
-        all_fences.found.address[leaked].tolist(),
+        every.found.address[accused].tolist(),
         field_dtype(prog.type("struct dma_fence"), members),
     )
     same = (
         read
-        & (now["ops"] == all_fences.found.ops[leaked])
-        & (now["seqno"] == all_fences.seqno[leaked])
-        & (now["refcount"].astype(np.int64) == all_fences.refcount[leaked])
+        & (now["ops"] == every.found.ops[accused])
+        & (now["seqno"] == every.seqno[accused])
+        & (now["refcount"].astype(np.int32) == every.refcount[accused])
     )
-    verdict[leaked[~same]] = Verdict.IN_USE
+    verdict[accused[~same]] = Verdict.IN_USE
     return verdict
 
 
-def _reservations(ctx: Context, gems: Found) -> List[int]:
-    """The reservation objects of all GEM objects."""
-    prog = ctx.prog
-    gem_type = prog.type("struct drm_gem_object")
-    reservations = set(
-        as_structs(gems.structs, field_dtype(gem_type, {"resv": "resv"}))["resv"].tolist()
-    )
-    # Drivers that set no ops table have their objects only as handles.
-    known = set(gems.address.tolist())
-    for device in for_each_drm_device(prog):
-        try:
-            for file in for_each_drm_file(device):
-                for _, gem in for_each_gem_handle(file):
-                    if gem.value_() not in known:
-                        reservations.add(gem.resv.value_())
-        except (FaultError, ValidationError) as error:
-            ctx.coverage.gap("GEM handles", f"the walk broke off: {error}", device.value_())
-    reservations.discard(0)
-    return sorted(reservations)
-
-
-def _walk(ctx: Context, what: str, items: Iterator[Object]) -> List[Object]:
-    """The items of a list, up to where it breaks off."""
-    walked = []
-    try:
-        for item in items:
-            walked.append(item)
-    except (FaultError, ValidationError) as error:
-        ctx.coverage.gap(what, f"the walk broke off: {error}")
-    return walked
-
-
-def _words(values: Sequence[int]) -> npt.NDArray[np.uint64]:
-    return np.array(values, dtype=np.uint64)
-
-
-def _driver_holders(emitted: Sequence[Object]) -> Holders:
-    """Fences on a driver's list; their neighbours' links are the pointers to them."""
-    held = [fence.f.address_of_().value_() for fence in emitted]
-    # A list_head's next comes first, its prev 8 bytes behind.
-    links = [fence.node.prev.value_() for fence in emitted]
-    links += [fence.node.next.value_() + 8 for fence in emitted]
-    return Holders("driver", _words(held), _words(links))
-
-
-def _framebuffer_fences(ctx: Context, device: Object) -> HeldFences:
-    framebuffers = _walk(ctx, "framebuffers", for_each_framebuffer_with_fence(device))
-    return HeldFences(
-        _words([framebuffer.fence.f.address_of_().value_() for framebuffer in framebuffers]),
-        _words([framebuffer.fence.address_ for framebuffer in framebuffers]),
-    )
-
-
-def _sync_file_fences(index: SlabIndex) -> HeldFences:
-    files = [sync_file for sync_file, _ in for_each_sync_file(index)]
-    return HeldFences(
-        _words([file.fence.value_() for file in files]),
-        _words([file.fence.address_ for file in files]),
-    )
-
-
-def _callback_holders(
-    prog: Program,
-    all_fences: Fences,
-    arrays: npt.NDArray[np.bool_],
-    holders: Sequence[Holders],
-) -> Holders:
-    """References that a fence array's own callbacks can hold, at most what is left."""
-    addresses = all_fences.found.address
-    counts = np.zeros(len(addresses), dtype=np.int64)
-    for group in holders:
-        counts += count_by_address(group.held, addresses)
-    held: List[int] = []
-    for i in np.flatnonzero(arrays).tolist():
-        left = int(all_fences.refcount[i] - counts[i])
-        held += [int(addresses[i])] * min(left, array_callbacks_max(prog, int(addresses[i])))
-    return Holders("callback", _words(held), _words([]))
-
-
 def _count_gaps(ctx: Context, index: SlabIndex, result: _Result) -> None:
-    for problem in index.problems:
-        ctx.coverage.gap("slab", problem.reason, problem.address)
-    if index.unread_page_structs:
-        ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
+    count_audit_gaps(ctx, index, result.audit, "fences")
+    for what, reason, address in result.holders.gaps:
+        ctx.coverage.gap(what, reason, address)
     others = len(result.with_verdict(Verdict.NOT_JUDGED))
     if others:
         ctx.coverage.gap("dma_fence", _NOT_JUDGED, count=others)
-    modules = modules_without_debug_info(ctx.prog)
-    if modules:
-        ctx.coverage.gap(
-            "module", "it has no debug info, so its fences are not recognised", count=len(modules)
-        )
-    if result.audit.registers_unread:
-        ctx.coverage.gap(
-            "CPU's registers", "they are not in the dump", count=result.audit.registers_unread
-        )
-    if result.audit.pages_unread:
-        ctx.coverage.gap("kernel page", "it is not in the dump", count=result.audit.pages_unread)
 
 
-def _findings(ctx: Context, index: SlabIndex, result: _Result, *verdicts: Verdict) -> Iterator[Any]:
+def _groups(result: _Result, *verdicts: Verdict) -> Iterator[npt.NDArray[np.int64]]:
+    """The fences with a verdict that have the same operations and cache."""
     chosen = result.with_verdict(*verdicts)
     found = result.fences.found
-    keys = list(zip(found.ops[chosen].tolist(), found.cache[chosen].tolist()))
-    for ops, cache_number in sorted(set(keys), key=lambda key: (found.tables[key[0]], key[1])):
-        group = chosen[[key == (ops, cache_number) for key in keys]]
-        if Verdict.LEAKED in verdicts:
-            yield from _leak(ctx, index, result, group)
-        else:
-            yield _unknown_holder(index, result, group)
+    _, first, group = np.unique(
+        np.stack([found.ops[chosen], found.cache[chosen].astype(np.uint64)]),
+        axis=1,
+        return_index=True,
+        return_inverse=True,
+    )
+
+    def by_name(number: int) -> Tuple[str, int]:
+        fence = chosen[first[number]]
+        return _ops_name(result, fence), int(found.cache[fence])
+
+    for number in sorted(range(len(first)), key=by_name):
+        yield chosen[group.reshape(-1) == number]
+
+
+def _ops_name(result: _Result, fence: int) -> str:
+    found = result.fences.found
+    return found.tables[int(found.ops[fence])]
 
 
 def _type_name(result: _Result, fence: int) -> str:
-    if result.virtio_gpu[fence]:
+    if result.holders.virtio_gpu[fence]:
         return "struct virtio_gpu_fence"
-    found = result.fences.found
-    is_array = found.tables[int(found.ops[fence])] == "dma_fence_array_ops"
-    return "struct dma_fence_array" if is_array else "struct dma_fence"
+    names = {
+        "dma_fence_array_ops": "struct dma_fence_array",
+        "dma_fence_chain_ops": "struct dma_fence_chain",
+        "drm_sched_fence_ops_scheduled": "struct drm_sched_fence",
+        "drm_sched_fence_ops_finished": "struct drm_sched_fence",
+    }
+    return names.get(_ops_name(result, fence), "struct dma_fence")
+
+
+def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
+    for group in _groups(result, Verdict.LEAKED, Verdict.LIKELY_LEAKED):
+        yield from _leak(ctx, index, result, group)
 
 
 def _leak(
@@ -384,17 +273,15 @@ def _leak(
 ) -> Iterator[Any]:
     found, every = result.fences.found, result.fences
     cache = index.caches[found.cache[group[0]]]
-    ops_name, type_name = found.tables[int(found.ops[group[0]])], _type_name(result, group[0])
+    ops_name, type_name = _ops_name(result, group[0]), _type_name(result, group[0])
     references = result.audit.left[group]
     only_leaked = every.refcount[group] == references
     explained = result.with_verdict(Verdict.EXPLAINED)
-    proven = references[np.isin(group, result.with_verdict(Verdict.LEAKED))]
-    if not result.audit.can_prove:
-        proven = proven[:0]
+    is_proven = result.audit.verdict[group] == Verdict.LEAKED
+    proof = Proof.of(result.audit, int(references.sum()), int(references[is_proven].sum()))
     evidence = [
         Evidence("references_leaked", Kind.COUNT, int(references.sum())),
-        Evidence("references_proven", Kind.COUNT, int(proven.sum())),
-        Evidence("references_likely", Kind.COUNT, int(references.sum() - proven.sum())),
+        *proof.evidence,
         Evidence("objects", Kind.COUNT, len(group)),
         Evidence("objects_only_leaked", Kind.COUNT, int(only_leaked.sum())),
         Evidence("size_bytes", Kind.BYTES, int(only_leaked.sum()) * cache.size_bytes),
@@ -406,14 +293,15 @@ def _leak(
         Evidence("seqno_first", Kind.NUMBER, int(every.seqno[group].min())),
         Evidence("seqno_last", Kind.NUMBER, int(every.seqno[group].max())),
         Evidence("fences_explained", Kind.COUNT, len(explained)),
-        Evidence("pages_unread", Kind.COUNT, result.audit.pages_unread),
-        Evidence("registers_unread", Kind.COUNT, result.audit.registers_unread),
         Evidence("examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())),
+        *kmemleak_evidence(index, found.container[group[only_leaked]]),
     ]
-    if result.virtio_gpu[group[0]]:
-        last = int(result.last_completed[group[0]])
+    if result.holders.virtio_gpu[group[0]]:
+        last = int(result.holders.last_completed[group[0]])
         evidence.append(Evidence("last_completed_seqno", Kind.NUMBER, last))
-    allocators = _Allocators.of(ctx, index, found.container[group], found.cache[group[0]])
+    allocators = Allocators.of(
+        ctx, index, found.container[group], int(found.cache[group[0]]), _WRAPPERS
+    )
     yield from allocators.stacks
     message = (
         "{references_leaked} references leaked on {objects} objects of type {type} in {cache}; "
@@ -422,41 +310,23 @@ def _leak(
     if allocators.evidence:
         message += ", allocated by {allocating_comms} in {allocating_function}"
         evidence += allocators.evidence
-    if result.audit.pages_unread:
-        message += "; {pages_unread} pages that could hold a pointer to them are not in the dump."
-        unread: Tuple[str, ...] = ("kernel pages that are not in the dump",)
-    elif result.audit.registers_unread:
-        message += "; the registers of {registers_unread} CPUs are not in the dump."
-        unread = ("registers of CPUs",)
-    elif result.audit.changing:
-        message += "; the target went on while it was read."
-        unread = ("what changed meanwhile",)
-    elif len(proven) < len(group):
-        message += (
-            "; {references_proven} are proven, as no other pointer to their objects is in all of "
-            "kernel memory; the objects of the other {references_likely} have a stray one."
-        )
-        unread = ("what the stray pointers mean",)
-    else:
-        message += "; no other pointer to them is in all of kernel memory."
-        unread = ()
     yield Finding(
         rule=LEAKED,
-        confidence=Confidence.PROVEN if len(proven) else Confidence.LIKELY,
-        message=message,
+        confidence=proof.confidence,
+        message=message + proof.message,
         subject=Ref(type_name, ops_name, int(found.address[group[0]])),
         evidence=tuple(evidence),
         signature_key=(type_name, *allocators.signature),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         stacks=tuple(stack.id for stack in allocators.stacks),
-        unread=unread,
+        unread=proof.unread,
     )
 
 
 def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int64]) -> Finding:
     found = result.fences.found
     cache = index.caches[found.cache[group[0]]]
-    ops_name, type_name = found.tables[int(found.ops[group[0]])], _type_name(result, group[0])
+    ops_name, type_name = _ops_name(result, group[0]), _type_name(result, group[0])
     places = sorted(
         {
             f"{reference.place.value}: {reference.holder}"
@@ -488,77 +358,61 @@ def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Allocators:
-    """Who allocated leaked fences, from SLUB tracks; empty without them."""
-
-    stacks: Tuple[Stack, ...] = ()
-    evidence: Tuple[Evidence, ...] = ()
-    signature: Tuple[str, ...] = ()
-
-    @staticmethod
-    def of(
-        ctx: Context, index: SlabIndex, objects: npt.NDArray[np.uint64], cache_number: int
-    ) -> _Allocators:
-        cache = index.caches[cache_number]
-        if not has_tracks(cache):
-            return _Allocators()
-        tracks = alloc_tracks(ctx.prog, cache, objects.tolist())
-        if not tracks.read.all():
-            ctx.coverage.gap(
-                "SLUB track", "it is empty or not in the dump", count=int((~tracks.read).sum())
-            )
-        counts = np.bincount(tracks.stack[tracks.stack >= 0], minlength=len(tracks.stacks))
-        order = np.argsort(-counts, kind="stable")[:_STACKS_SHOWN]
-        stacks = tuple(stack_of_addresses(ctx.prog, tracks.stacks[i]) for i in order)
-        if not stacks:
-            return _Allocators()
-        function = _allocating_function(stacks[0])
-        pids = np.unique(tracks.pid[tracks.read]).tolist()
-        return _Allocators(
-            stacks,
-            (
-                Evidence("allocating_function", Kind.TEXT, function),
-                Evidence("allocating_pids", Kind.PID, tuple(pids)),
-                Evidence("allocating_comms", Kind.SENSITIVE, _comms(ctx.prog, pids)),
-                Evidence("objects_by_stack", Kind.COUNT, tuple(int(counts[i]) for i in order)),
-            ),
-            (function,),
-        )
-
-
-#: What is between an allocation and the code that wanted it.
-_ALLOCATOR = re.compile(
-    r"_*(kmem_cache_alloc|kmalloc|kzalloc|slab_|set_track|slub_|virtio_gpu_fence_alloc).*"
-)
-
-
-def _allocating_function(stack: Stack) -> str:
-    """The function that wanted the fence, behind the allocator's own."""
-    for frame in stack.frames:
-        if not _ALLOCATOR.fullmatch(frame.function):
-            return frame.function.partition(".")[0]
-    return "an unknown function"
-
-
-def _comms(prog: Program, pids: Sequence[int]) -> Tuple[str, ...]:
-    """The comms of threads that still live, and the PIDs of those that do not."""
-    comms = []
-    for pid in pids:
-        task = find_task(prog, pid)
-        comms.append(task_comm(task) if task else f"PID {pid}, which has ended")
-    return tuple(sorted(set(comms)))
+def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
+    """One finding of all holders without a reference: they may well have one cause."""
+    found, every, audited = result.fences.found, result.fences, result.audit
+    alive = result.with_verdict(Verdict.DANGLING)
+    saturated = result.with_verdict(Verdict.SATURATED)
+    if not (len(alive) or len(saturated) or len(audited.stale.address)):
+        return
+    kinds = {kind for kinds in audited.stale.kinds for kind in kinds}
+    kinds.update(kind for kind, counts in audited.holders.items() if counts[alive].any())
+    types = {_type_name(result, i) for i in (*alive.tolist(), *saturated.tolist())}
+    type_name = min(types) if types else "struct dma_fence"
+    caches = {int(found.cache[i]) for i in (*alive.tolist(), *saturated.tolist())}
+    caches.update(audited.stale.cache.tolist())
+    examples: List[int] = []
+    for addresses in (audited.stale.address, found.address[alive], found.address[saturated]):
+        examples += addresses[:_EXAMPLES_SHOWN].tolist()
+    sure = audited.can_prove_dangling
+    yield Finding(
+        rule=DANGLING,
+        confidence=Confidence.PROVEN if sure else Confidence.LIKELY,
+        message=(
+            "{objects} fences have more holders than references, {freed_objects} are freed and "
+            "still pointed at by a holder, and {objects_saturated} have a saturated reference "
+            "count; the holders: {holders}."
+        ),
+        subject=Ref(type_name, "", examples[0]),
+        evidence=(
+            Evidence("objects", Kind.COUNT, len(alive)),
+            Evidence("holders_without_reference", Kind.COUNT, int(audited.excess[alive].sum())),
+            Evidence("freed_objects", Kind.COUNT, len(audited.stale.address)),
+            Evidence("objects_saturated", Kind.COUNT, len(saturated)),
+            Evidence("objects_signaled", Kind.COUNT, int(every.signaled[alive].sum())),
+            Evidence("holders", Kind.TEXT, tuple(sorted(kinds)) or ("none",)),
+            Evidence("registers_unread", Kind.COUNT, audited.registers_unread),
+            Evidence("examples", Kind.ADDRESS, tuple(examples[: 2 * _EXAMPLES_SHOWN])),
+        ),
+        signature_key=("dangling", type_name, *sorted(kinds)),
+        related=tuple(
+            Ref("slab cache", index.caches[number].name, index.caches[number].cache.value_())
+            for number in sorted(caches)
+        ),
+        unread=() if sure else ("what tasks were doing at that moment",),
+    )
 
 
 def _rows(index: SlabIndex, result: _Result) -> Iterator[Fence]:
     every, found, audited = result.fences, result.fences.found, result.audit
     not_judged, no_code = Absent(_NOT_JUDGED), Absent("only the driver's code knows")
+    last_completed = result.holders.last_completed
     nobody = np.zeros(len(found.address), dtype=np.int64)
     order = np.lexsort((found.address, every.seqno, every.context, -audited.left))
     for i in order.tolist():
-        is_virtio_gpu = bool(result.virtio_gpu[i])
+        is_virtio_gpu = bool(result.holders.virtio_gpu[i])
         verdict = Verdict(int(audited.verdict[i]))
-        held = {f"held_by_{kind}": int(audited.holders.get(kind, nobody)[i]) for kind in _HOLDERS}
+        held = {f"held_by_{kind}": int(audited.holders.get(kind, nobody)[i]) for kind in KINDS}
         yield Fence(
             address=int(found.address[i]),
             ops=found.tables[int(found.ops[i])],
@@ -566,7 +420,7 @@ def _rows(index: SlabIndex, result: _Result) -> Iterator[Fence]:
             timeline=TIMELINE_NAME if is_virtio_gpu else no_code,
             context=int(every.context[i]),
             seqno=int(every.seqno[i]),
-            last_completed_seqno=int(result.last_completed[i]) if is_virtio_gpu else no_code,
+            last_completed_seqno=int(last_completed[i]) if is_virtio_gpu else no_code,
             signaled=bool(every.signaled[i]),
             flags=int(every.flags[i]),
             refcount=int(every.refcount[i]),
@@ -581,7 +435,7 @@ ANALYSIS = Analysis(
     name="dma-fences",
     analyze=analyze,
     tables=(Fence,),
-    rules=(LEAKED, UNKNOWN_HOLDER),
+    rules=(LEAKED, UNKNOWN_HOLDER, DANGLING),
     requires=Requires(types=("struct dma_fence", "struct dma_fence_ops")),
 )
 

@@ -2,10 +2,11 @@
 """
 Reference counts against the holders that can be found.
 
-One mechanism for every refcounted type: the objects with their counts, and
-the references that walkers found, in; the references that nobody holds, out.
-What the walkers do not explain is looked for in all of kernel memory, so that
-a holder of a kind that nobody has thought of refutes a leak instead of being
+One mechanism for every refcounted type. A :class:`Refcounted` describes it:
+the objects with their counts, and the references that walkers found. What
+comes out are references that nobody holds, and holders that have none. What
+the walkers do not explain is looked for in all of kernel memory, so that a
+holder of a kind that nobody has thought of refutes a leak instead of being
 missed.
 """
 
@@ -18,19 +19,19 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Program, ProgramFlags
+from drgn import ProgramFlags
 
-from vmcore_tools.dump.memory import Memory
-from vmcore_tools.kernel.page import page_index
+from vmcore_tools.kernel.page import direct_map_offset, page_index
 from vmcore_tools.kernel.references import (
     Attribution,
+    Hits,
     Place,
     Reference,
     Targets,
     register_references,
     scan,
 )
-from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.virtual_map import virtual_map
 
 #: Proven leaks for each pointer that is taken for garbage.
@@ -38,6 +39,8 @@ _LEAKS_FOR_A_STRAY = 100
 
 U64 = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Progress = Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +49,19 @@ class Counted:
     Refcounted objects, as arrays of shape (n,), sorted by address.
 
     :ivar address: uint64, what a holder points at
-    :ivar container: uint64, the memory block around it
-    :ivar size_bytes: of each memory block
-    :ivar refcount: int64; 0 or less is an object that is being freed
+    :ivar refcount: int64; 0 is an object that is being freed, less than 0 one
+        whose count is saturated (``REFCOUNT_SATURATED``)
+    :ivar block: uint64 array of shape (m,): the memory blocks of the objects:
+        who points into one of them may hold its objects
+    :ivar block_size_bytes: int64 array of shape (m,)
+    :ivar block_object: int64 array of shape (m,): position of the object
     """
 
     address: U64
-    container: U64
-    size_bytes: npt.NDArray[np.int64]
     refcount: Counts
+    block: U64
+    block_size_bytes: Counts
+    block_object: Counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,30 +70,70 @@ class Holders:
     References of one kind that a walker found.
 
     :ivar kind: ``reservation``, ``sync_file``
-    :ivar held: uint64 array of shape (m,): the object of each reference
+    :ivar held: uint64 array of shape (k,): the object of each reference; empty
+        for weak holders, whose pointers count none
     :ivar words: uint64 array: the direct map addresses of all words with
         which these holders point at objects; empty where they are not known
+    :ivar at_most: each may have dropped its reference, or not have one: they
+        count as far as references are left, and are no proof of too many
     """
 
     kind: str
     held: U64
     words: U64
+    at_most: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Refcounted:
+    """
+    What the audit is told of a type.
+
+    :ivar objects: all objects that are known
+    :ivar holders: the references that walkers found
+    :ivar driver_known: bool array of shape (n,): all kinds of holders that are
+        particular to the object's driver were walked
+    :ivar at_rest: bool array of shape (n,): no device will ask for the object
+        any more, so that only who has a pointer to it can drop a reference
+    """
+
+    objects: Counted
+    holders: Sequence[Holders]
+    driver_known: Bools
+    at_rest: Bools
 
 
 class Verdict(enum.IntEnum):
     """What becomes of an object's references."""
 
     EXPLAINED = 0  #: as many holders as references
-    FREEING = 1  #: the count is 0
+    FREEING = 1  #: the count is 0, and nobody holds it
     LEAKED = 2  #: too few holders, and nothing else points at it
-    LIKELY_LEAKED = 3  #: as its likes, but for a stray pointer
-    IN_USE = 4  #: too few holders, but a task has it on its stack or in a register
+    LIKELY_LEAKED = 3  #: the same, but for a stray pointer or what a driver may hide
+    IN_USE = 4  #: a task has it on its stack or in a register: its count is changing
     UNKNOWN_HOLDER = 5  #: too few holders, no task has it, but something points at it
-    NOT_JUDGED = 6  #: its own driver's holders are not known
+    NOT_JUDGED = 6  #: the same, and its own driver's holders are not known
+    DANGLING = 7  #: more holders than references
+    SATURATED = 8  #: the kernel itself found the count to run over or under
 
     @property
     def text(self) -> str:
         return self.name.lower().replace("_", " ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stale:
+    """
+    Pointers of holders to slab objects that are free.
+
+    :ivar address: uint64 array of shape (k,), sorted: what is pointed at
+    :ivar cache: int64 array of shape (k,): position in ``SlabIndex.caches``
+    :ivar kinds: of the holders of each
+    """
+
+    address: U64
+    cache: Counts
+    kinds: Tuple[Tuple[str, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +142,13 @@ class Audit:
     The result, as arrays of shape (n,) in the order of the objects.
 
     :ivar holders: kind to int64 array: references of that kind
-    :ivar left: int64: references without a holder, 0 where not judged
+    :ivar left: int64: references without a holder, 0 where there are enough
+    :ivar excess: int64: holders without a reference
     :ivar verdict: int8 array of :class:`Verdict`
     :ivar pointers: position of an object to what unexplained words point at it
+    :ivar stale: what holders point at and is free
+    :ivar unknown_held: addresses in slab memory that holders point at and that
+        are none of the objects, nor free
     :ivar pages_unread: pages of kernel memory that the scan could not read,
         and that could hold a pointer
     :ivar registers_unread: CPUs whose registers are not in the dump
@@ -106,8 +157,11 @@ class Audit:
 
     holders: Dict[str, Counts]
     left: Counts
+    excess: Counts
     verdict: npt.NDArray[np.int8]
     pointers: Dict[int, List[Reference]]
+    stale: Stale
+    unknown_held: U64
     pages_unread: int
     registers_unread: int
     changing: bool
@@ -116,6 +170,11 @@ class Audit:
     def can_prove(self) -> bool:
         """Whether all that could refute a leak was read, at one moment."""
         return not (self.pages_unread or self.registers_unread or self.changing)
+
+    @property
+    def can_prove_dangling(self) -> bool:
+        """Whether a task that is just dropping a reference would have been seen."""
+        return not (self.registers_unread or self.changing)
 
 
 def count_by_address(addresses: U64, sorted_targets: U64) -> Counts:
@@ -134,38 +193,67 @@ def count_by_address(addresses: U64, sorted_targets: U64) -> Counts:
     return np.bincount(hits, minlength=len(sorted_targets))
 
 
-def audit(
-    index: SlabIndex,
-    objects: Counted,
-    judged: npt.NDArray[np.bool_],
-    holders: Sequence[Holders],
-    progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
-) -> Audit:
+def count_holders(
+    objects: Counted, holders: Sequence[Holders]
+) -> Tuple[Dict[str, Counts], Counts, Counts]:
+    """
+    The holders of each object, and how far they are from its count.
+
+    :return: holders by kind, references without a holder, and holders without
+        a reference: int64 arrays of shape (n,)
+    """
+    counts: Dict[str, Counts] = {}
+    total = np.zeros_like(objects.refcount)
+    for group in sorted(holders, key=lambda group: group.at_most):
+        held = count_by_address(group.held, objects.address)
+        if group.at_most:
+            held = np.minimum(held, np.maximum(objects.refcount - total, 0))
+        total += held
+        counts[group.kind] = counts[group.kind] + held if group.kind in counts else held
+    references = np.maximum(objects.refcount, 0)
+    return counts, np.maximum(references - total, 0), np.maximum(total - references, 0)
+
+
+def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
     """
     Compare reference counts with holders, and look for what is left over.
 
-    :param judged: bool array of shape (n,): all kinds of holders that are
-        particular to the object's driver were walked
     :raises drgn.FaultError: if the page tables or the list of tasks cannot be read
     """
-    counts: Dict[str, Counts] = {}
-    for group in holders:
-        held = count_by_address(group.held, objects.address)
-        counts[group.kind] = counts[group.kind] + held if group.kind in counts else held
-    total = np.sum(list(counts.values()), axis=0) if counts else np.zeros_like(objects.refcount)
-    freeing = objects.refcount <= 0
-    left = np.where(judged & ~freeing, np.maximum(objects.refcount - total, 0), 0)
+    objects, holders = described.objects, described.holders
+    counts, left, excess = count_holders(objects, holders)
     verdict = np.full(len(left), Verdict.EXPLAINED, dtype=np.int8)
-    verdict[~judged] = Verdict.NOT_JUDGED
-    verdict[freeing] = Verdict.FREEING
-    suspects = np.flatnonzero(left)
-    pointers, pages_unread, registers_unread = _unexplained(
-        index, objects, suspects, holders, progress
+    verdict[(objects.refcount == 0) & (excess == 0)] = Verdict.FREEING
+    saturated = objects.refcount < 0
+    excess[saturated] = 0
+    verdict[saturated] = Verdict.SATURATED
+
+    stale, unknown_held = _held_elsewhere(index, objects, holders)
+    found = _look_for_pointers(index, objects, (left > 0) | (excess > 0), stale, holders, progress)
+    verdict[left > 0] = Verdict.LEAKED
+    verdict[(left > 0) & ~described.driver_known & ~described.at_rest] = Verdict.LIKELY_LEAKED
+    verdict[excess > 0] = Verdict.DANGLING
+    for i, pointers in found.to_object.items():
+        # A task that has it may be about to store it, or to drop it. It has it
+        # at least once for each reference that it holds.
+        if _with_tasks(pointers) >= left[i] + excess[i]:
+            verdict[i] = Verdict.IN_USE
+        elif left[i]:
+            known = described.driver_known[i]
+            verdict[i] = Verdict.UNKNOWN_HOLDER if known else Verdict.NOT_JUDGED
+    in_use = [bool(_with_tasks(found.to_stale.get(i, ()))) for i in range(len(stale.address))]
+    return Audit(
+        counts,
+        left,
+        excess,
+        verdict,
+        found.to_object,
+        _chosen(stale, ~np.array(in_use, dtype=bool)),
+        unknown_held,
+        found.pages_unread,
+        found.registers_unread,
+        bool(index.prog.flags & ProgramFlags.IS_LIVE),
     )
-    for i in suspects.tolist():
-        verdict[i] = _verdict(pointers.get(i, ()), int(left[i]))
-    changing = bool(index.prog.flags & ProgramFlags.IS_LIVE)
-    return Audit(counts, left, verdict, pointers, pages_unread, registers_unread, changing)
 
 
 def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
@@ -180,7 +268,9 @@ def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
     """
     leaking = Counter(kinds[result.verdict == Verdict.LEAKED].tolist())
     verdict = result.verdict.copy()
-    unknown = np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist()
+    unknown = np.flatnonzero(
+        np.isin(result.verdict, [Verdict.UNKNOWN_HOLDER, Verdict.NOT_JUDGED])
+    ).tolist()
     places = Counter(place for i in unknown for place in {_place(r) for r in result.pointers[i]})
     for i in unknown:
         # A holder has its pointers in one place of many objects; garbage is rare.
@@ -196,49 +286,126 @@ def _place(reference: Reference) -> Tuple[Place, str, int]:
     return reference.place, reference.holder, offset
 
 
-def _verdict(pointers: Sequence[Reference], left: int) -> Verdict:
-    if not pointers:
-        return Verdict.LEAKED
-    # A task that has it may be about to store it, or to drop it. It has it at
-    # least once for each reference that it holds.
-    with_tasks = sum(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers)
-    if with_tasks >= left:
-        return Verdict.IN_USE
-    return Verdict.UNKNOWN_HOLDER
+def _with_tasks(pointers: Sequence[Reference]) -> int:
+    return sum(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers)
 
 
-def _unexplained(
+def _chosen(stale: Stale, wanted: Bools) -> Stale:
+    kinds = tuple(kinds for kinds, want in zip(stale.kinds, wanted.tolist()) if want)
+    return Stale(stale.address[wanted], stale.cache[wanted], kinds)
+
+
+def _held_elsewhere(
+    index: SlabIndex, objects: Counted, holders: Sequence[Holders]
+) -> Tuple[Stale, U64]:
+    """What holders point at and is none of the objects: free memory, and other memory."""
+    nothing = np.zeros(0, dtype=np.uint64)
+    exact = [group for group in holders if not group.at_most]
+    held = np.unique(np.concatenate([nothing, *(group.held for group in exact)]))
+    held = np.setdiff1d(held, objects.address, assume_unique=True)
+    rows = index.find(held)
+    # What is in no slab is a variable of the kernel's: the stub fence.
+    held, rows = held[rows >= 0], rows[rows >= 0]
+    states = index.object_states(held)
+    free = states == ObjectState.FREE
+    kinds = tuple(
+        tuple(sorted({group.kind for group in exact if address in group.held}))
+        for address in held[free]
+    )
+    return Stale(held[free], index.cache[rows[free]], kinds), held[~free]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """
+    :ivar to_object: position of an object to what points at it
+    :ivar to_stale: position of a stale pointer's target to what points at it
+    """
+
+    to_object: Dict[int, List[Reference]]
+    to_stale: Dict[int, List[Reference]]
+    pages_unread: int = 0
+    registers_unread: int = 0
+
+
+def _look_for_pointers(
     index: SlabIndex,
     objects: Counted,
-    suspects: npt.NDArray[np.int64],
+    suspects: Bools,
+    stale: Stale,
     holders: Sequence[Holders],
-    progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
-) -> Tuple[Dict[int, List[Reference]], int, int]:
+    progress: Progress,
+) -> _Found:
     """What points at suspects and is neither a known holder nor no reference at all."""
-    if not len(suspects):
-        return {}, 0, 0
-    prog: Program = index.prog
-    memory: Memory = index.memory
-    pages = page_index(prog, memory)
+    wanted = suspects[objects.block_object]
+    count = len(objects.address)
+    if not (wanted.any() or len(stale.address)):
+        return _Found({}, {})
+    slot, slot_size = _slots(index, stale.address)
+    start = np.concatenate([objects.block[wanted], slot])
+    size = np.concatenate([objects.block_size_bytes[wanted], slot_size])
+    # The stale targets come behind the objects.
+    owner = np.concatenate([objects.block_object[wanted], count + np.arange(len(slot))])
     # Two objects can be in one memory block; targets must not overlap.
-    starts, first, block = np.unique(
-        objects.container[suspects], return_index=True, return_inverse=True
-    )
-    sizes = objects.size_bytes[suspects[first]].astype(np.uint64)
-    targets = Targets(starts, starts + sizes)
+    starts, first, block = np.unique(start, return_index=True, return_inverse=True)
+    targets = Targets(starts, starts + size[first].astype(np.uint64))
+    label = _labels(owner, block, len(starts))
+
+    prog, memory = index.prog, index.memory
+    pages = page_index(prog, memory)
     hits, coverage = scan(memory, pages, targets, progress)
+    known = np.concatenate([np.zeros(0, dtype=np.uint64), *(group.words for group in holders)])
+    hits = _unexplained(hits, targets, label, known, direct_map_offset(prog))
     virtual = virtual_map(prog, memory.page_map.page_size_bytes)
     references = Attribution.of(prog, index, pages, virtual).references(targets, hits)
-    known = set(np.concatenate([group.words for group in holders]).tolist()) if holders else set()
-    to_block: Dict[int, List[Reference]] = {}
     in_registers, registers_unread = register_references(prog, targets)
+    known_words = set(known.tolist())
+    to_block: Dict[int, List[Reference]] = {}
     for reference in (*references, *in_registers):
-        if reference.non_reference is None and reference.address not in known:
+        if reference.non_reference is None and reference.address not in known_words:
             to_block.setdefault(reference.target, []).append(reference)
-    pointers = {
-        int(suspect): to_block[int(number)]
-        for suspect, number in zip(suspects, block)
-        if int(number) in to_block
-    }
-    pages_unread = coverage.pages_unread + sum(coverage.pages_absent.values())
-    return pointers, pages_unread, registers_unread
+
+    to_owner: Dict[int, List[Reference]] = {}
+    if to_block:
+        with_hits = np.isin(block, np.array(list(to_block), dtype=np.int64))
+        for number, who in zip(block[with_hits].tolist(), owner[with_hits].tolist()):
+            to_owner.setdefault(who, []).extend(to_block[number])
+    return _Found(
+        {who: found for who, found in to_owner.items() if who < count},
+        {who - count: found for who, found in to_owner.items() if who >= count},
+        coverage.pages_unread + sum(coverage.pages_absent.values()),
+        registers_unread,
+    )
+
+
+def _slots(index: SlabIndex, addresses: U64) -> Tuple[U64, Counts]:
+    """Start and size of the slab objects around addresses that are in slabs."""
+    rows = index.find(addresses)
+    caches = [index.caches[number] for number in index.cache[rows].tolist()]
+    size = np.array([cache.size_bytes for cache in caches], dtype=np.uint64)
+    first = index.address[rows]
+    first = first + np.array([cache.red_left_pad_bytes for cache in caches], dtype=np.uint64)
+    return first + (addresses - first) // np.maximum(size, 1) * size, size.astype(np.int64)
+
+
+def _labels(owner: Counts, block: Counts, blocks: int) -> Counts:
+    """The same number for blocks with the same owner: int64 array of shape (blocks,)."""
+    label = np.full(blocks, np.iinfo(np.int64).max)
+    np.minimum.at(label, block, owner)
+    of_owner: Counts = np.full(int(owner.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(of_owner, owner, label[block])
+    np.minimum.at(label, block, of_owner[owner])
+    return label
+
+
+def _unexplained(hits: Hits, targets: Targets, label: Counts, known: U64, direct_map: int) -> Hits:
+    """
+    Without the words of known holders, and of objects that point to themselves.
+
+    There are several of these for each object: its list heads.
+    """
+    address = hits.physical + np.uint64(direct_map)
+    at = np.maximum(np.searchsorted(targets.start, address, side="right") - 1, 0)
+    inside = (address >= targets.start[at]) & (address < targets.end[at])
+    wanted = ~(inside & (label[at] == label[hits.target])) & ~np.isin(address, known)
+    return Hits(hits.physical[wanted], hits.value[wanted], hits.target[wanted])

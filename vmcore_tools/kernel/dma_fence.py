@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Object, Program, container_of, offsetof
+from drgn import FaultError, Object, Program, Type, container_of, offsetof
+from drgn.helpers import ValidationError
+from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
 from vmcore_tools.kernel.typed_objects import Embedded, Found
@@ -19,6 +21,13 @@ DMA_FENCE = Embedded("struct dma_fence", "ops", "struct dma_fence_ops")
 _POINTER = np.dtype([("pointer", np.uint64)])
 #: Fences in one reservation object or array; a damaged count must end.
 _FENCES_MAX = 65536
+#: Callbacks on one fence.
+_CALLBACKS_MAX = 65536
+#: The fence that a callback is on is held by somebody else: the sync_file that
+#: is polled, the task that waits, the array (as often as it has fences).
+_CALLBACKS_WITHOUT_REFERENCE = frozenset(
+    {"fence_check_cb_func", "dma_fence_default_wait_cb", "dma_fence_array_cb_func"}
+)
 
 U64 = npt.NDArray[np.uint64]
 
@@ -34,7 +43,7 @@ class Fences:
     :ivar signaled: bool
     :ivar context: uint64
     :ivar seqno: uint64
-    :ivar lock: uint64, ``spinlock_t *``
+    :ivar lock: uint64, ``spinlock_t *``; 0 for a lock inside the fence
     """
 
     found: Found
@@ -52,28 +61,40 @@ def fences(prog: Program, found: Found) -> Fences:
 
     :param found: what :func:`~.typed_objects.find_embedded` gave for :data:`DMA_FENCE`
     """
+    type_ = prog.type("struct dma_fence")
+    # v7.2 has the lock itself or a pointer to it, as a flag tells.
+    lock_is_pointer = type_.has_member("lock")
     dtype = field_dtype(
-        prog.type("struct dma_fence"),
+        type_,
         {
             "refcount": "refcount.refcount.refs.counter",
             "flags": "flags",
             "context": "context",
             "seqno": "seqno",
-            "lock": "lock",
+            "lock": "lock" if lock_is_pointer else "extern_lock",
         },
     )
     structs = as_structs(found.structs, dtype)
-    signaled_bit = prog.constant("DMA_FENCE_FLAG_SIGNALED_BIT").value_()
     flags = structs["flags"].astype(np.uint64)
+    lock = structs["lock"].astype(np.uint64)
+    if not lock_is_pointer:
+        lock[_has_flag(prog, flags, "DMA_FENCE_FLAG_INLINE_LOCK_BIT")] = 0
     return Fences(
         found=found,
         refcount=structs["refcount"].astype(np.int32).astype(np.int64),
         flags=flags,
-        signaled=(flags >> np.uint64(signaled_bit)) & np.uint64(1) != 0,
+        signaled=_has_flag(prog, flags, "DMA_FENCE_FLAG_SIGNALED_BIT"),
         context=structs["context"].astype(np.uint64),
         seqno=structs["seqno"].astype(np.uint64),
-        lock=structs["lock"].astype(np.uint64),
+        lock=lock,
     )
+
+
+def _has_flag(prog: Program, flags: U64, bit: str) -> npt.NDArray[np.bool_]:
+    """:param bit: an enumerator of ``enum dma_fence_flag_bits``"""
+    shift = np.uint64(prog.constant(bit).value_())
+    result: npt.NDArray[np.bool_] = flags >> shift & np.uint64(1) != 0
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +128,7 @@ def reserved_fences(prog: Program, reservations: Sequence[int]) -> HeldFences:
 
     :param reservations: addresses of ``struct dma_resv``
     """
-    resv_type = prog.type("struct dma_resv")
+    resv_type, list_type = _reservation_types(prog)
     # "dma-buf & drm/amdgpu: remove dma_resv workaround" of v5.19 made one list
     # of both kinds of slots.
     one_list = resv_type.has_member("fences")
@@ -120,7 +141,6 @@ def reserved_fences(prog: Program, reservations: Sequence[int]) -> HeldFences:
         words += np.uint64(offsetof(resv_type, "fence_excl"))
         pairs.append((owners["exclusive"].astype(np.uint64), words))
 
-    list_type = prog.type("struct dma_resv_list")
     count_member, slots_member = ("num_fences", "table") if one_list else ("shared_count", "shared")
     slots_offset = offsetof(list_type, slots_member)
     lists = [int(address) for address in owners["list"] if address]
@@ -135,6 +155,17 @@ def reserved_fences(prog: Program, reservations: Sequence[int]) -> HeldFences:
         held = values["pointer"] & (~np.uint64(3) if one_list else ~np.uint64(0))
         pairs.append((held, np.array(slots, dtype=np.uint64)))
     return _held(pairs, unread)
+
+
+def _reservation_types(prog: Program) -> Tuple[Type, Type]:
+    # "dma-buf: rename reservation_object to dma_resv" of v5.4.
+    try:
+        return prog.type("struct dma_resv"), prog.type("struct dma_resv_list")
+    except LookupError:
+        return (
+            prog.type("struct reservation_object"),
+            prog.type("struct reservation_object_list"),
+        )
 
 
 def array_fences(prog: Program, arrays: Iterable[int]) -> HeldFences:
@@ -173,8 +204,115 @@ def array_callbacks_max(prog: Program, array_fence: int) -> int:
     if flags >> prog.constant("DMA_FENCE_FLAG_SIGNALED_BIT").value_() & 1:
         return 1 if _irq_work_is_claimed(array.work) else 0
     if flags >> prog.constant("DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT").value_() & 1:
-        return int(array.num_fences.value_())
+        # Each of them is one of its references.
+        references = int(fence.refcount.refcount.refs.counter.value_())
+        return min(int(array.num_fences.value_()), max(0, references))
     return 0
+
+
+def chain_fences(prog: Program, chains: U64) -> HeldFences:
+    """
+    The fences that the links of fence chains hold: their own, and the link before.
+
+    Mirrors ``dma_fence_chain_init()`` and ``dma_fence_chain_release()``.
+
+    :param chains: uint64 array of the ``struct dma_fence *`` in ``struct dma_fence_chain``
+    """
+    if not len(chains):
+        return _held([])
+    type_ = prog.type("struct dma_fence_chain")
+    addresses = chains - np.uint64(offsetof(type_, "base"))
+    structs, read = read_structs(
+        prog, addresses.tolist(), field_dtype(type_, {"prev": "prev", "fence": "fence"})
+    )
+    pairs = [
+        (structs[member].astype(np.uint64), addresses + np.uint64(offsetof(type_, member)))
+        for member in ("prev", "fence")
+    ]
+    return _held(pairs, addresses[~read].tolist())
+
+
+def armed_chains(prog: Program, chains: Fences) -> U64:
+    """
+    The links of fence chains that may hold a reference to themselves.
+
+    ``dma_fence_chain_enable_signaling()`` takes it, and the irq_work that
+    signals the link drops it.
+
+    :param chains: links of chains
+    :return: uint64 array of ``struct dma_fence *``
+    """
+    armed = _has_flag(prog, chains.flags, "DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT")
+    result: U64 = chains.found.address[armed]
+    return result
+
+
+def for_each_callback(fence: Object) -> Iterator[Object]:
+    """
+    Iterate over the callbacks on a fence that has not signaled.
+
+    :param fence: ``struct dma_fence *``
+    :return: Iterator of ``struct dma_fence_cb *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    entries = validate_list_for_each_entry(
+        "struct dma_fence_cb", fence.cb_list.address_of_(), "node"
+    )
+    for number, callback in enumerate(entries):
+        if number >= _CALLBACKS_MAX:
+            raise ValidationError("a fence's list of callbacks does not end")
+        yield callback
+
+
+def with_callbacks(prog: Program, every: Fences) -> U64:
+    """
+    The fences that have not signaled and have a callback.
+
+    :return: uint64 array of ``struct dma_fence *``
+    """
+    type_ = prog.type("struct dma_fence")
+    first = as_structs(every.found.structs, field_dtype(type_, {"next": "cb_list.next"}))["next"]
+    head = every.found.address + np.uint64(offsetof(type_, "cb_list"))
+    # Once it is signaled, a time takes the list's place (v5.4).
+    wanted = ~every.signaled & (every.refcount > 0) & (first != head)
+    result: U64 = every.found.address[wanted]
+    return result
+
+
+def callback_fences(prog: Program, fences: U64) -> HeldFences:
+    """
+    The callbacks on fences: each may have a reference to the fence it waits for.
+
+    Those that never have one are not in the result, but their words are.
+
+    :param fences: uint64 array of ``struct dma_fence *`` with callbacks
+    """
+    held: List[int] = []
+    words: List[int] = []
+    unread: List[int] = []
+    for address in fences.tolist():
+        callbacks: List[Object] = []
+        try:
+            for callback in for_each_callback(Object(prog, "struct dma_fence *", value=address)):
+                callbacks.append(callback.read_())
+                if _symbol_name(prog, callback.func) not in _CALLBACKS_WITHOUT_REFERENCE:
+                    held.append(address)
+        except (FaultError, ValidationError):
+            unread.append(address)
+        if callbacks:
+            # The ends of the list point to its head, which is in the fence.
+            words.append(callbacks[0].node.prev.address_)
+            words.append(callbacks[-1].node.next.address_)
+    return HeldFences(
+        np.array(held, dtype=np.uint64), np.array(words, dtype=np.uint64), tuple(unread)
+    )
+
+
+def _symbol_name(prog: Program, function: Object) -> str:
+    try:
+        return str(prog.symbol(function.value_()).name)
+    except LookupError:
+        return ""
 
 
 def _irq_work_is_claimed(work: Object) -> bool:

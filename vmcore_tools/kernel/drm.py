@@ -81,3 +81,21 @@ def for_each_framebuffer(device: Object) -> Iterator[Object]:
         if number >= _LIST_MAX:
             return
         yield framebuffer
+
+
+def for_each_plane(device: Object) -> Iterator[Object]:
+    """
+    Iterate over the planes of a DRM device.
+
+    :param device: ``struct drm_device *``
+    :return: Iterator of ``struct drm_plane *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    for number, plane in enumerate(
+        validate_list_for_each_entry(
+            "struct drm_plane", device.mode_config.plane_list.address_of_(), "head"
+        )
+    ):
+        if number >= _LIST_MAX:
+            return
+        yield plane

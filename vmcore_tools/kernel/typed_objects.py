@@ -11,7 +11,7 @@ addresses of such variables, for several structures in one pass.
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, List, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -94,20 +94,28 @@ def _is_of_type(prog: Program, variable: str, type_name: str) -> bool:
     return type_.kind == TypeKind.STRUCT and f"struct {type_.tag}" == type_name
 
 
-def find_embedded(index: SlabIndex, kinds: Sequence[Embedded]) -> Dict[Embedded, Found]:
+def find_embedded(
+    index: SlabIndex,
+    kinds: Sequence[Embedded],
+    known: Optional[Mapping[Embedded, Dict[int, str]]] = None,
+) -> Dict[Embedded, Found]:
     """
     Find structures in allocated slab objects, one pass for all kinds.
 
     An object whose slab is corrupt or absent is not looked at; the index
     counts it.
 
+    :param known: more kinds, which point to something else than a variable:
+        what they point to, and what to call it
     :raises LookupError: if a kind's type is not in the debug info
     """
     prog = index.prog
-    tables = ops_tables(prog, [kind.ops_type_name for kind in kinds])
-    searches = [_Search.of(prog, kind, tables[kind.ops_type_name]) for kind in kinds]
+    known = known or {}
+    variables = ops_tables(prog, [kind.ops_type_name for kind in kinds])
+    tables = {**{kind: variables[kind.ops_type_name] for kind in kinds}, **known}
+    searches = [_Search.of(prog, kind, table) for kind, table in tables.items()]
     all_ops = np.array(sorted({a for t in tables.values() for a in t}), dtype=np.uint64)
-    parts: Dict[Embedded, List[Found]] = {kind: [] for kind in kinds}
+    parts: Dict[Embedded, List[Found]] = {kind: [] for kind in tables}
     if len(all_ops):
         smallest = min(search.size for search in searches)
         large_enough = np.array([c.object_size_bytes >= smallest for c in index.caches], dtype=bool)

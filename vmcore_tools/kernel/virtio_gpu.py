@@ -8,7 +8,11 @@ from typing import Iterator
 from drgn import Object, Program, cast, container_of
 from drgn.helpers.linux.list import validate_list_for_each_entry
 
-from vmcore_tools.kernel.drm import for_each_drm_device, for_each_framebuffer
+from vmcore_tools.kernel.drm import for_each_drm_device, for_each_framebuffer, for_each_plane
+from vmcore_tools.kernel.typed_objects import Embedded
+
+#: How fences are found whose ``ops`` were cleared when they signaled (v7.2).
+DETACHED_FENCE = Embedded("struct virtio_gpu_fence", "drv", "struct virtio_gpu_fence_driver")
 
 #: What ``ops->get_driver_name()`` and ``get_timeline_name()`` of
 #: virtgpu_fence.c return: code that a dump cannot run.
@@ -63,16 +67,25 @@ def for_each_emitted_fence(device: Object) -> Iterator[Object]:
         yield fence
 
 
-def for_each_framebuffer_with_fence(device: Object) -> Iterator[Object]:
+def for_each_update_fence(device: Object) -> Iterator[Object]:
     """
-    Iterate over the framebuffers that hold a fence, during a plane update.
+    Iterate over the fences that an update of a plane holds, for as long as it takes.
 
     Mirrors ``virtio_gpu_plane_prepare_fb()`` and ``_cleanup_fb()``.
 
     :param device: ``struct virtio_gpu_device *``
-    :return: Iterator of ``struct virtio_gpu_framebuffer *``
+    :return: Iterator of the members ``struct virtio_gpu_fence *`` that hold them
+    :raises drgn.helpers.ValidationError: if a list is damaged
     """
-    for framebuffer in for_each_framebuffer(device.ddev):
-        framebuffer = container_of(framebuffer, "struct virtio_gpu_framebuffer", "base")
-        if framebuffer.fence:
-            yield framebuffer
+    if device.prog_.type("struct virtio_gpu_framebuffer").has_member("fence"):
+        for framebuffer in for_each_framebuffer(device.ddev):
+            fence = container_of(framebuffer, "struct virtio_gpu_framebuffer", "base").fence
+            if fence:
+                yield fence
+        return
+    # "drm/virtio: New fence for every plane update" of v6.14.
+    for plane in for_each_plane(device.ddev):
+        if plane.state:
+            fence = container_of(plane.state, "struct virtio_gpu_plane_state", "base").fence
+            if fence:
+                yield fence

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What findings about reference counts have in common: how sure they are, and who allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import List, Optional, Pattern, Sequence, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Program
+from drgn.helpers.linux.pid import find_task
+
+from vmcore_tools.analysis import Context
+from vmcore_tools.frames import stack_of_addresses
+from vmcore_tools.kernel.audit import Audit
+from vmcore_tools.kernel.kmemleak import kmemleak_reported, kmemleak_state
+from vmcore_tools.kernel.modules import modules_without_debug_info
+from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
+from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.model import Confidence, Evidence, Kind, Stack
+
+U64 = npt.NDArray[np.uint64]
+
+#: Distinct allocating stacks that a finding shows, the most frequent first.
+_STACKS_SHOWN = 3
+#: What is between an allocation and the code that wanted it.
+_ALLOCATOR = r"_*(kmem_cache_alloc|kmalloc|kzalloc|slab_|set_track|slub_).*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """
+    How sure a finding of leaked references is.
+
+    :ivar message: what the finding's message says about it, with its evidence's names
+    """
+
+    confidence: Confidence
+    message: str
+    unread: Tuple[str, ...]
+    evidence: Tuple[Evidence, ...]
+
+    @staticmethod
+    def of(result: Audit, references: int, proven: int) -> Proof:
+        """
+        :param references: that leaked
+        :param proven: how many of them are on objects that nothing points at
+        """
+        if not result.can_prove:
+            proven = 0
+        evidence = (
+            Evidence("references_proven", Kind.COUNT, proven),
+            Evidence("references_likely", Kind.COUNT, references - proven),
+            Evidence("pages_unread", Kind.COUNT, result.pages_unread),
+            Evidence("registers_unread", Kind.COUNT, result.registers_unread),
+        )
+        unread: Tuple[str, ...] = ()
+        message = "; no other pointer to them is in all of kernel memory."
+        if result.pages_unread:
+            message = (
+                "; {pages_unread} pages that could hold a pointer to them are not in the dump."
+            )
+            unread = ("kernel pages that are not in the dump",)
+        elif result.registers_unread:
+            message = "; the registers of {registers_unread} CPUs are not in the dump."
+            unread = ("registers of CPUs",)
+        elif result.changing:
+            message = "; the target went on while it was read."
+            unread = ("what changed meanwhile",)
+        elif proven < references:
+            message = (
+                "; {references_proven} are proven, as no other pointer to their objects is in all "
+                "of kernel memory; the objects of the other {references_likely} have a stray one, "
+                "or a driver that is not known here and may still signal them."
+            )
+            unread = ("what the stray pointers mean",)
+        confidence = Confidence.PROVEN if proven else Confidence.LIKELY
+        return Proof(confidence, message, unread, evidence)
+
+
+def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -> None:
+    """
+    Count what an audit could not read.
+
+    :param what: ``fences``
+    """
+    for problem in index.problems:
+        ctx.coverage.gap("slab", problem.reason, problem.address)
+    if index.unread_page_structs:
+        ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
+    modules = modules_without_debug_info(ctx.prog)
+    if modules:
+        ctx.coverage.gap(
+            "module", f"it has no debug info, so its {what} are not recognised", count=len(modules)
+        )
+    if result.registers_unread:
+        ctx.coverage.gap(
+            "CPU's registers", "they are not in the dump", count=result.registers_unread
+        )
+    if result.pages_unread:
+        ctx.coverage.gap("kernel page", "it is not in the dump", count=result.pages_unread)
+    if len(result.unknown_held):
+        ctx.coverage.gap(
+            "pointer of a holder",
+            f"it leads to none of the {what} that were found",
+            int(result.unknown_held[0]),
+            count=len(result.unknown_held),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocators:
+    """
+    Who allocated objects, from SLUB tracks; empty without them.
+
+    :ivar function: the function that wanted most of them; "" if unknown
+    :ivar signature: for a finding's signature
+    """
+
+    function: str = ""
+    stacks: Tuple[Stack, ...] = ()
+    evidence: Tuple[Evidence, ...] = ()
+    signature: Tuple[str, ...] = ()
+
+    @staticmethod
+    def of(
+        ctx: Context, index: SlabIndex, objects: U64, cache_number: int, wrappers: str
+    ) -> Allocators:
+        """
+        :param objects: uint64 array: slab objects of one cache
+        :param wrappers: regular expression: functions that only allocate for others
+        """
+        cache = index.caches[cache_number]
+        if not has_tracks(cache):
+            return Allocators()
+        tracks = alloc_tracks(ctx.prog, cache, objects.tolist())
+        if not tracks.read.all():
+            ctx.coverage.gap(
+                "SLUB track", "it is empty or not in the dump", count=int((~tracks.read).sum())
+            )
+        counts = np.bincount(tracks.stack[tracks.stack >= 0], minlength=len(tracks.stacks))
+        order = np.argsort(-counts, kind="stable")[:_STACKS_SHOWN]
+        stacks = tuple(stack_of_addresses(ctx.prog, tracks.stacks[i]) for i in order)
+        if not stacks:
+            return Allocators()
+        function = _allocating_function(stacks[0], re.compile(f"{_ALLOCATOR}|{wrappers}"))
+        pids = np.unique(tracks.pid[tracks.read]).tolist()
+        return Allocators(
+            function,
+            stacks,
+            (
+                Evidence("allocating_function", Kind.TEXT, function),
+                Evidence("allocating_pids", Kind.PID, tuple(pids)),
+                Evidence("allocating_comms", Kind.SENSITIVE, _comms(ctx.prog, pids)),
+                Evidence("objects_by_stack", Kind.COUNT, tuple(int(counts[i]) for i in order)),
+            ),
+            (function,),
+        )
+
+
+def _allocating_function(stack: Stack, allocator: Pattern[str]) -> str:
+    """The function that wanted the object, behind the allocator's own."""
+    for frame in stack.frames:
+        if not allocator.fullmatch(frame.function):
+            return frame.function.partition(".")[0]
+    return "an unknown function"
+
+
+def _comms(prog: Program, pids: Sequence[int]) -> Tuple[str, ...]:
+    """The comms of threads that still live, and the PIDs of those that do not."""
+    comms = []
+    for pid in pids:
+        task = find_task(prog, pid)
+        comms.append(task_comm(task) if task else f"PID {pid}, which has ended")
+    return tuple(sorted(set(comms)))
+
+
+def kmemleak_evidence(index: SlabIndex, objects: U64) -> List[Evidence]:
+    """
+    How many of the objects kmemleak would report as well; nothing without kmemleak.
+
+    :param objects: uint64 array: slab objects
+    """
+    reported = _kmemleak_reported(index)
+    if reported is None:
+        return []
+    also = int(np.isin(objects, reported).sum())
+    return [
+        Evidence("objects_kmemleak_reports", Kind.COUNT, also),
+        Evidence("objects_kmemleak_does_not_report", Kind.COUNT, len(objects) - also),
+    ]
+
+
+def _kmemleak_reported(index: SlabIndex) -> Optional[U64]:
+    try:
+        state = kmemleak_state(index.prog)
+    except LookupError:
+        return None
+    return kmemleak_reported(index) if state.enabled else None

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All dma_fences of a kernel, and all holders of them that can be walked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Object, Program, offsetof, sizeof
+from drgn.helpers import ValidationError
+
+from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
+from vmcore_tools.kernel.dma_buf import dma_buf_reservations
+from vmcore_tools.kernel.dma_fence import (
+    DMA_FENCE,
+    Fences,
+    HeldFences,
+    armed_chains,
+    array_callbacks_max,
+    array_fences,
+    by_name,
+    callback_fences,
+    chain_fences,
+    fences,
+    reserved_fences,
+    with_callbacks,
+)
+from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, for_each_plane
+from vmcore_tools.kernel.drm_gem import GEM_OBJECT, for_each_gem_handle
+from vmcore_tools.kernel.drm_sched import SCHEDULED_OPS, fences_of_jobs, fences_of_sched_fences
+from vmcore_tools.kernel.drm_syncobj import (
+    awaited_fences,
+    for_each_syncobj_handle,
+    syncobj_fences,
+    syncobjs_of_files,
+)
+from vmcore_tools.kernel.files import file_counts
+from vmcore_tools.kernel.layout import as_structs, field_dtype
+from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.sync_file import for_each_sync_file
+from vmcore_tools.kernel.typed_objects import Found, find_embedded
+from vmcore_tools.kernel.virtio_gpu import (
+    DETACHED_FENCE,
+    for_each_emitted_fence,
+    for_each_update_fence,
+    for_each_virtio_gpu_device,
+    last_completed_seqno,
+)
+
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+#: All kinds of holders; each is a walk below.
+KINDS = (
+    "driver",
+    "reservation",
+    "sync_file",
+    "array",
+    "chain",
+    "syncobj",
+    "scheduler",
+    "plane",
+    "callback",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FenceHolders:
+    """
+    The fences and what the audit is told of them; arrays of shape (n,).
+
+    :ivar fences: all fences that were found
+    :ivar described: for the audit
+    :ivar virtio_gpu: bool: fences of virtio_gpu
+    :ivar last_completed: int64: of their device; -1 for other fences
+    :ivar gaps: what could not be walked: what, why, and the address of it if known
+    """
+
+    fences: Fences
+    described: Refcounted
+    virtio_gpu: Bools
+    last_completed: npt.NDArray[np.int64]
+    gaps: Tuple[Tuple[str, str, Optional[int]], ...]
+
+
+def fence_holders(index: SlabIndex) -> FenceHolders:
+    """
+    Find all fences in slab memory, and walk all that may hold one.
+
+    :raises LookupError: without the debug info of dma_fence
+    """
+    walk = _Walk(index)
+    return walk.everything()
+
+
+def has_gem(prog: Program) -> bool:
+    """Whether GEM objects can be found by their operations (since v5.0)."""
+    try:
+        return bool(prog.type("struct drm_gem_object").has_member("funcs"))
+    except LookupError:
+        return False
+
+
+class _Walk:
+    """Collects holders, and what could not be walked."""
+
+    def __init__(self, index: SlabIndex) -> None:
+        self.index = index
+        self.prog = index.prog
+        self.holders: List[Holders] = []
+        self.gaps: List[Tuple[str, str, Optional[int]]] = []
+
+    def everything(self) -> FenceHolders:
+        prog = self.prog
+        gem = has_gem(prog)
+        devices = list(for_each_virtio_gpu_device(prog)) if gem else []
+        detached = self._detached_tables(devices)
+        found = find_embedded(self.index, [DMA_FENCE, GEM_OBJECT] if gem else [DMA_FENCE], detached)
+        every = fences(prog, self._with_detached(found))
+        addresses, ops = every.found.address, every.found.ops
+        virtio_gpu = np.zeros(len(addresses), dtype=bool)
+        last_completed = np.full(len(addresses), -1, dtype=np.int64)
+        for device in devices:
+            # Only this driver's fences have the lock of its timeline.
+            mine = every.lock == np.uint64(device.fence_drv.lock.address_)
+            virtio_gpu |= mine
+            last_completed[mine] = last_completed_seqno(device)
+            self._driver(device)
+
+        def named(name: str) -> Bools:
+            return by_name(every.found.tables, ops, name)
+
+        if gem:
+            self._reservations(found[GEM_OBJECT])
+        self._sync_files()
+        if gem:
+            self._syncobjs()
+        arrays, chains = named("dma_fence_array_ops"), named("dma_fence_chain_ops")
+        alive = every.refcount > 0
+        for at_most, wanted in ((False, alive), (True, ~alive)):
+            # One that is being freed drops what it holds.
+            self._hold("array", array_fences(prog, addresses[arrays & wanted].tolist()), at_most)
+            self._hold("chain", chain_fences(prog, addresses[chains & wanted]), at_most)
+        if named(SCHEDULED_OPS).any():
+            scheduled = addresses[named(SCHEDULED_OPS)]
+            self._hold("scheduler", fences_of_sched_fences(prog, scheduled))
+            # Jobs are cleaned up while they are on their lists.
+            self._hold("scheduler", fences_of_jobs(prog, scheduled), at_most=True)
+        self._callbacks(every, arrays, chains)
+
+        # These are signaled from the start: no driver has them on a list.
+        stubs = named("dma_fence_stub_ops")
+        sizes = np.array([cache.object_size_bytes for cache in self.index.caches], dtype=np.int64)
+        objects = Counted(
+            address=addresses,
+            refcount=every.refcount,
+            block=every.found.container,
+            block_size_bytes=sizes[every.found.cache],
+            block_object=np.arange(len(addresses)),
+        )
+        driver_known = virtio_gpu | arrays | chains | stubs
+        described = Refcounted(objects, self.holders, driver_known, every.signaled)
+        return FenceHolders(every, described, virtio_gpu, last_completed, tuple(self.gaps))
+
+    # Fences without an operations table.
+
+    def _detached_tables(self, devices: Sequence[Object]) -> Dict[Any, Dict[int, str]]:
+        """
+        What the fences of virtio_gpu point to besides their operations.
+
+        "dma-buf: detach fence ops on signal" of v7.1 clears ``ops`` of fences
+        that have signaled, where the table has neither ``release`` nor ``wait``.
+        """
+        try:
+            type_ = self.prog.type("struct virtio_gpu_fence")
+        except LookupError:
+            return {}
+        if not devices or not type_.has_member(DETACHED_FENCE.ops_member):
+            return {}
+        table = {device.fence_drv.address_: "virtio_gpu, detached" for device in devices}
+        return {DETACHED_FENCE: table}
+
+    def _with_detached(self, found: Dict[Any, Found]) -> Found:
+        by_ops = found[DMA_FENCE]
+        detached = found.get(DETACHED_FENCE)
+        if detached is None or not len(detached.address):
+            return by_ops
+        type_ = self.prog.type("struct virtio_gpu_fence")
+        start = offsetof(type_, "f")
+        structs = detached.structs[:, start : start + sizeof(self.prog.type("struct dma_fence"))]
+        members = field_dtype(
+            self.prog.type("struct dma_fence"),
+            {"ops": "ops", "refcount": "refcount.refcount.refs.counter"},
+        )
+        # Where ops are left, the fence was found by them.
+        values = as_structs(structs, members)
+        wanted = values["ops"] == 0
+        address = np.concatenate([by_ops.address, (detached.address + np.uint64(start))[wanted]])
+        order = np.argsort(address, kind="stable")
+
+        def joined(one: Any, other: Any) -> Any:
+            return np.concatenate([one, other[wanted]])[order]
+
+        return Found(
+            address=address[order],
+            container=joined(by_ops.container, detached.container),
+            ops=joined(by_ops.ops, detached.ops),
+            cache=joined(by_ops.cache, detached.cache),
+            structs=joined(by_ops.structs, structs),
+            tables={**by_ops.tables, **detached.tables},
+        )
+
+    # Holders.
+
+    def _hold(self, kind: str, held: HeldFences, at_most: bool = False) -> None:
+        self.gaps += [(kind, "it could not be read", address) for address in held.unread]
+        self.holders.append(Holders(kind, held.fence, held.word, at_most))
+
+    def _items(self, what: str, items: Iterator[Object]) -> List[Object]:
+        """The items of a list, up to where it breaks off."""
+        walked = []
+        try:
+            for item in items:
+                walked.append(item)
+        except (FaultError, ValidationError) as error:
+            self.gaps.append((what, f"the walk broke off: {error}", None))
+        return walked
+
+    def _driver(self, device: Object) -> None:
+        """Fences on the driver's list, and those of an update of a plane."""
+        emitted = self._items("emitted fences", for_each_emitted_fence(device))
+        held = [fence.f.address_of_().value_() for fence in emitted]
+        # Their neighbours' links are the pointers to them: a list_head's next
+        # comes first, its prev 8 bytes behind.
+        links = [fence.node.prev.value_() for fence in emitted]
+        links += [fence.node.next.value_() + 8 for fence in emitted]
+        self.holders.append(Holders("driver", _words(held), _words(links)))
+        updates = self._items("planes", for_each_update_fence(device))
+        # The fence is put before its pointer is cleared.
+        self._hold(
+            "plane",
+            HeldFences(
+                _words([fence.f.address_of_().value_() for fence in updates]),
+                _words([fence.address_ for fence in updates]),
+            ),
+            at_most=True,
+        )
+        planes = self._items("planes", for_each_plane(device.ddev))
+        waits = [plane.state.fence for plane in planes if plane.state and plane.state.fence]
+        self._hold(
+            "plane",
+            HeldFences(
+                _words([fence.value_() for fence in waits]),
+                _words([fence.address_ for fence in waits]),
+            ),
+            at_most=True,
+        )
+
+    def _reservations(self, gems: Found) -> None:
+        """The slots of the reservation objects of all GEM objects and dma-bufs."""
+        prog = self.prog
+        gem_type = prog.type("struct drm_gem_object")
+        members = {"resv": "resv", "refcount": "refcount.refcount.refs.counter"}
+        structs = as_structs(gems.structs, field_dtype(gem_type, members))
+        alive = structs["refcount"].astype(np.int32) > 0
+        living: Set[int] = set(structs["resv"][alive].tolist())
+        ending: Set[int] = set(structs["resv"][~alive].tolist())
+        living.update(dma_buf_reservations(self.index))
+        # Drivers that set no ops table have their objects only as handles.
+        known = set(gems.address.tolist())
+        for device in for_each_drm_device(prog):
+            try:
+                for file in for_each_drm_file(device):
+                    for _, gem in for_each_gem_handle(file):
+                        if gem.value_() not in known:
+                            living.add(gem.resv.value_())
+            except (FaultError, ValidationError) as error:
+                self.gaps.append(("GEM handles", f"the walk broke off: {error}", device.value_()))
+        self._hold("reservation", reserved_fences(prog, sorted(living - {0})))
+        # dma_resv_fini() puts the fences and leaves the pointers.
+        self._hold("reservation", reserved_fences(prog, sorted(ending - living - {0})), True)
+
+    def _sync_files(self) -> None:
+        try:
+            files = list(for_each_sync_file(self.index))
+        except LookupError:
+            return  # a kernel without sync_files
+        counts, _ = file_counts(self.prog, [file.value_() for _, file in files])
+        for at_most, wanted in ((False, counts > 0), (True, counts <= 0)):
+            # sync_file_release() puts the fence and leaves the pointer.
+            chosen = [sync_file for (sync_file, _), want in zip(files, wanted) if want]
+            self._hold(
+                "sync_file",
+                HeldFences(
+                    _words([file.fence.value_() for file in chosen]),
+                    _words([file.fence.address_ for file in chosen]),
+                ),
+                at_most,
+            )
+
+    def _syncobjs(self) -> None:
+        syncobjs: Set[int] = set()
+        with contextlib.suppress(LookupError):  # a kernel without them
+            syncobjs.update(syncobjs_of_files(self.index))
+            for device in for_each_drm_device(self.prog):
+                for file in self._items("DRM files", for_each_drm_file(device)):
+                    syncobjs.update(
+                        syncobj.value_()
+                        for syncobj in self._items(
+                            "syncobj handles", (found for _, found in for_each_syncobj_handle(file))
+                        )
+                    )
+        self._hold("syncobj", syncobj_fences(self.prog, sorted(syncobjs)))
+
+    def _callbacks(self, every: Fences, arrays: Bools, chains: Bools) -> None:
+        prog = self.prog
+        waited_for = with_callbacks(prog, every)
+        self._hold("syncobj", awaited_fences(prog, waited_for), at_most=True)
+        self._hold("callback", callback_fences(prog, waited_for), at_most=True)
+        own: List[int] = []
+        for address in every.found.address[arrays].tolist():
+            own += [address] * array_callbacks_max(prog, address)
+        armed = armed_chains(prog, every)
+        held = np.concatenate([_words(own), armed[np.isin(armed, every.found.address[chains])]])
+        self._hold("callback", HeldFences(held, _words([])), at_most=True)
+
+
+def _words(values: Iterable[Optional[int]]) -> U64:
+    return np.array(list(values), dtype=np.uint64)
