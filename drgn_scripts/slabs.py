@@ -22,8 +22,12 @@ It finds freelists with pointers that are no objects or that run in a circle
 (VT101), slabs whose cache pointer is no cache (VT102), and slabs whose
 counters disagree with their freelist (VT103). A slab that a CPU was working on
 when the dump was made is left out. A slab that is damaged or not in
-the dump has its objects counted as unread. Overwritten objects are not found,
-unless they are free and the free pointer was hit.
+the dump has its objects counted as unread.
+
+In caches with red zones or poison (booted with slub_debug=ZP, or only for some
+caches: slub_debug=ZP,CACHE) it finds what was written behind objects, in front
+of them, or into free ones (VT104). In others, overwritten objects are not
+found, unless they are free and the free pointer was hit.
 """
 
 from __future__ import annotations
@@ -32,12 +36,16 @@ import dataclasses
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
+import numpy.typing as npt
 from drgn import FaultError, Program, ProgramFlags
 from drgn.helpers.linux.mm import virt_to_page
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
 from vmcore_tools.kernel.slab import SlabCache, SlabFault, SlabIndex, SlabProblem, slab_index
+from vmcore_tools.kernel.slab_poison import Overwritten, Part, overwritten
 from vmcore_tools.kernel.slab_usage import SlabUsage, is_reclaimable, slab_usage
+from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
 from vmcore_tools.kernel.task import words_at_hand
 from vmcore_tools.kernel.vmstat import page_counter
 from vmcore_tools.model import (
@@ -53,8 +61,11 @@ from vmcore_tools.model import (
     column,
 )
 
-#: Slabs that a finding names; the count is always whole.
+#: Slabs, or objects, that a finding names; the count is always whole.
 _SLABS_NAMED = 8
+_OBJECTS_NAMED = 8
+#: Where more than half of so many objects are not as they must be, their layout is another.
+_GUARDED_MIN = 8
 
 FREELIST = Rule(
     id="VT101",
@@ -95,6 +106,26 @@ must be as many as `inuse` of its struct page says. A slab that claims a number
 of objects that no slab of its cache has is reported as well. `likely`, as on
 machines without a double-word compare-and-swap a CPU could have been stopped
 between the two updates.""",
+)
+OVERWRITTEN = Rule(
+    id="VT104",
+    slug="slab-object-overwritten",
+    severity=Severity.ERROR,
+    summary="Bytes that SLUB guards were written to: around an object, or in a free one.",
+    remedy=(
+        "A red zone: look at how the object's user, or its neighbour's, works out sizes and"
+        " indices. Poison: look for who keeps a pointer to the object after it was freed."
+    ),
+    page="""\
+With slub_debug=Z an object has bytes in front of it and behind it that nobody
+may write to; with slub_debug=P a free object is filled with 0x6b and 0xa5, and
+what is left between two objects with 0x5a. What is written there must be from a
+write out of bounds or after the free. A left red zone can also have been hit by
+the object in front of it.
+
+With slub_debug=U as well, the finding names who allocated the object, and if
+it is free, who freed it. A red zone that is whole, but says the opposite of the
+freelist, is not reported: a CPU was about to allocate or to free the object.""",
 )
 
 
@@ -141,6 +172,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
     usage = slab_usage(index, ctx.progress)
     _count_gaps(ctx, index, usage)
     yield from _findings(ctx.prog, index, usage)
+    yield from _overwritten_findings(ctx, index)
     rows = [_row(index, usage, number) for number in range(len(index.caches))]
     yield from sorted(rows, key=_ORDERS[ctx.options["sort"]])
     yield from _slab_memory(ctx, rows)
@@ -305,23 +337,127 @@ def _without_slabs_at_hand(prog: Program, index: SlabIndex, damage: List[_Damage
     counters yet. The code that does it has the slab's page structure or its
     memory in a register or on its stack.
     """
-    words = words_at_hand(prog)
+    at_hand = _AtHand(prog)
     page_size = index.memory.page_map.page_size_bytes
     orders = {cache.name: max(cache.orders.values(), default=0) for cache in index.caches}
-
-    def is_at_hand(start: int, size: int) -> bool:
-        at = int(np.searchsorted(words, np.uint64(start)))
-        return at < len(words) and int(words[at]) < start + size
-
     settled = []
     for item in damage:
         start = item.address // page_size * page_size
-        page = virt_to_page(prog, start)
-        if not is_at_hand(page.value_(), 1) and not is_at_hand(
-            start, page_size << orders.get(item.cache, 0)
-        ):
+        size = page_size << orders.get(item.cache, 0)
+        if not at_hand.has_page_struct(start) and not at_hand.has(start, size):
             settled.append(item)
     return settled
+
+
+class _AtHand:
+    """What CPUs were working on when the dump was made."""
+
+    def __init__(self, prog: Program) -> None:
+        self._prog = prog
+        self._words = words_at_hand(prog)
+
+    def has(self, start: int, size: int) -> bool:
+        """Whether there is a pointer into these addresses."""
+        at = int(np.searchsorted(self._words, np.uint64(start)))
+        return at < len(self._words) and int(self._words[at]) < start + size
+
+    def has_page_struct(self, address: int) -> bool:
+        """Whether there is a pointer to the page structure of an address."""
+        return self.has(virt_to_page(self._prog, address).value_(), 1)
+
+
+def _overwritten_findings(ctx: Context, index: SlabIndex) -> Iterator[Finding]:
+    for found in overwritten(index, ctx.progress):
+        cache = index.caches[found.cache]
+        if found.checked >= _GUARDED_MIN and 2 * len(found.object) > found.checked:
+            reason = f"the {found.part.value} of {cache.name} is not where it should be"
+            ctx.coverage.gap("guarded bytes", reason, cache.cache.value_(), count=found.checked)
+            continue
+        which = np.flatnonzero(_settled(index, found))
+        if len(which):
+            yield _overwritten_finding(ctx, index, found, which)
+
+
+def _settled(index: SlabIndex, found: Overwritten) -> npt.NDArray[np.bool_]:
+    """Which objects are in no slab that a CPU was setting up, which has many such objects."""
+    rows, counts = np.unique(found.row, return_counts=True)
+    new = rows[2 * counts >= index.objects[rows]]
+    if len(new):
+        at_hand = _AtHand(index.prog)
+        new = new[[at_hand.has_page_struct(int(index.address[row])) for row in new]]
+    return ~np.isin(found.row, new)
+
+
+def _overwritten_finding(
+    ctx: Context, index: SlabIndex, found: Overwritten, which: npt.NDArray[np.int64]
+) -> Finding:
+    cache, first = index.caches[found.cache], int(which[0])
+    named = which[:_OBJECTS_NAMED]
+    states = tuple("allocated" if found.allocated[i] else "free" for i in named)
+    live = bool(ctx.prog.flags & ProgramFlags.IS_LIVE)
+    one = "the {first_state} object at {first_object} of {cache} was overwritten:"
+    many = "{objects} objects of {cache} was overwritten, first that of {first_object}:"
+    message = "The {part} of " + (one if len(which) == 1 else many)
+    message += (
+        " {length_bytes} from {first_byte} on, which begin with {found} instead of {expected}."
+    )
+    functions = tuple(_functions(index, found, which))
+    return Finding(
+        rule=OVERWRITTEN,
+        confidence=Confidence.SUSPECTED if live else Confidence.PROVEN,
+        message=message,
+        subject=Ref("slab object", cache.name, int(found.object[first])),
+        evidence=(
+            Evidence("cache", Kind.UNTRUSTED, cache.name),
+            Evidence("part", Kind.TEXT, found.part.value),
+            Evidence("objects", Kind.COUNT, len(which)),
+            Evidence("checked", Kind.COUNT, found.checked),
+            Evidence("first_object", Kind.ADDRESS, int(found.object[first])),
+            Evidence("first_state", Kind.TEXT, states[0]),
+            Evidence("first_byte", Kind.ADDRESS, int(found.first[first])),
+            Evidence("length_bytes", Kind.BYTES, int(found.length[first])),
+            Evidence("found", Kind.UNTRUSTED, f"0x{int(found.found[first]):02x}"),
+            Evidence("expected", Kind.UNTRUSTED, f"0x{int(found.expected[first]):02x}"),
+            Evidence("object_addresses", Kind.ADDRESS, tuple(found.object[named].tolist())),
+            Evidence("object_states", Kind.TEXT, states),
+            Evidence("first_bytes", Kind.ADDRESS, tuple(found.first[named].tolist())),
+            Evidence("lengths_bytes", Kind.BYTES, tuple(found.length[named].tolist())),
+            *functions,
+        ),
+        signature_key=(cache.name, found.part.value, *_first_function(functions)),
+        related=(Ref("slab cache", cache.name, cache.cache.value_()),),
+        unread=("what the kernel changed while it was read",) if live else (),
+    )
+
+
+def _functions(
+    index: SlabIndex, found: Overwritten, which: npt.NDArray[np.int64]
+) -> Iterator[Evidence]:
+    """Who allocated the objects, and who freed those that are free, from SLUB tracks."""
+    if found.part is Part.SLAB_PADDING or not has_tracks(index.caches[found.cache]):
+        return
+    free = which[~found.allocated[which]]
+    for name, item, objects in (
+        ("allocated_by", TrackItem.ALLOC, which),
+        ("freed_by", TrackItem.FREE, free),
+    ):
+        if not len(objects):
+            continue
+        tracks = object_tracks(index, found.cache, found.object[objects], item)
+        counts = np.bincount(tracks.stack[tracks.stack >= 0], minlength=len(tracks.stacks))
+        stacks = [tracks.stacks[i] for i in np.argsort(-counts, kind="stable")]
+        names = [function_behind_allocator(index.prog, stack) for stack in stacks]
+        known = tuple(dict.fromkeys(name for name in names if name))
+        if known:
+            yield Evidence(name, Kind.TEXT, known[:_OBJECTS_NAMED])
+
+
+def _first_function(functions: Sequence[Evidence]) -> Tuple[str, ...]:
+    """The function that stands in a finding's signature."""
+    for item in functions:
+        if item.name == "allocated_by" and isinstance(item.value, tuple):
+            return (str(item.value[0]),)
+    return ()
 
 
 def _damage(problem: SlabProblem) -> _Damage:
@@ -366,7 +502,7 @@ ANALYSIS = Analysis(
     name="slabs",
     analyze=analyze,
     tables=(Slabs, SlabMemory),
-    rules=(FREELIST, CACHE_POINTER, COUNTERS),
+    rules=(FREELIST, CACHE_POINTER, COUNTERS, OVERWRITTEN),
     options=(
         Option(
             "sort",

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 from typing import Any, Callable, Dict, List, Tuple
 
+import numpy as np
 import pytest
 from drgn import FaultError, offsetof
 from drgn.helpers.linux.mm import pfn_to_page, virt_to_phys
 from drgn.helpers.linux.percpu import per_cpu_ptr
 
+from drgn_scripts import slabs
 from drgn_scripts.slabs import ANALYSIS, SlabMemory, Slabs
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import target
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
+from vmcore_tools.kernel.slab_poison import Overwritten, Part
 from vmcore_tools.model import AnalysisResult, Confidence, Kind, Status
 from vmcore_tools.runner import run
 from vmcore_tools.target import Target
@@ -305,3 +309,93 @@ def test_page_structures_missing(demo_dump: ShippedDump, damaged: Damaged) -> No
     assert gaps["the kernel counts it, but it was not found"].count == sum(
         rows(analysis(demo_dump))[row.cache].slabs - row.slabs for row in lost
     )
+
+
+# The dumps have no red zones and no poison; tests/kernel/test_slab_poison.py and the lab have.
+
+
+def test_bytes_that_are_not_guarded_after_all(demo_dump: ShippedDump, damaged: Damaged) -> None:
+    number = max(
+        range(len(damaged.index.caches)), key=lambda n: int((damaged.index.cache == n).sum())
+    )
+    cache = damaged.index.caches[number]
+    flags = cache.cache.flags
+    # SLAB_POISON and __OBJECT_POISON: no free object is filled with 0x6b.
+    damaged.write(flags.address_of_().value_(), flags.value_() | 0x80000800, 4)
+    result = analyze(damaged.target)
+    assert result.findings == ()
+    gaps = [gap for gap in result.gaps if gap.what == "guarded bytes"]
+    assert f"the poison of {cache.name} is not where it should be" in [g.reason for g in gaps]
+    assert {gap.addresses for gap in gaps} == {(cache.cache.value_(),)}
+
+
+def some_overwritten(dump: ShippedDump, **changes: Any) -> Overwritten:
+    """Two leaked fences, as if somebody had written behind them."""
+    index = slab_index(dump.target.prog, dump.target.memory)
+    addresses = sorted(int(a, 16) for a in dump.truth["leak"]["addresses_only_leaked"][:2])
+    objects = np.array(addresses, dtype=np.uint64)
+    rows_ = index.find(objects)
+    found = Overwritten(
+        cache=int(index.cache[rows_[0]]),
+        part=Part.RIGHT_RED_ZONE,
+        checked=5000,
+        object=objects,
+        row=rows_,
+        allocated=np.array([True, True]),
+        first=objects + np.uint64(90),
+        length=np.array([1, 3]),
+        found=np.array([0x41, 0x42], dtype=np.uint8),
+        expected=np.array([0xCC, 0xCC], dtype=np.uint8),
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def test_who_allocated_overwritten_objects(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = some_overwritten(demo_dump)
+    monkeypatch.setattr(slabs, "overwritten", lambda index, progress: [found])
+    (finding,) = analyze(demo_dump.target).findings
+    assert finding.rule.id == "VT104"
+    assert finding.confidence is Confidence.PROVEN
+    assert finding.subject.address == found.object[0]
+    facts = evidence(finding)
+    assert facts["object_addresses"] == tuple(found.object.tolist())
+    assert (facts["found"], facts["expected"]) == ("0x41", "0xcc")
+    assert facts["first_byte"] == int(found.object[0]) + 90
+    assert facts["lengths_bytes"] == (1, 3)
+    assert facts["allocated_by"] == ("virtio_gpu_fence_alloc",)
+    assert "freed_by" not in facts
+    assert finding.signature_key == (
+        demo_dump.truth["leak"]["cache"],
+        "right red zone",
+        "virtio_gpu_fence_alloc",
+    )
+
+
+def test_a_slab_that_is_being_set_up_is_not_damaged(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = slab_index(demo_dump.target.prog, demo_dump.target.memory)
+    found = some_overwritten(demo_dump)
+    every = next(index.batches(found.row[:1])).objects[0]
+    new = some_overwritten(
+        demo_dump,
+        object=every,
+        row=np.repeat(found.row[:1], len(every)),
+        allocated=np.ones(len(every), dtype=bool),
+        first=every,
+        length=np.ones(len(every), dtype=np.int64),
+        found=np.zeros(len(every), dtype=np.uint8),
+        expected=np.zeros(len(every), dtype=np.uint8),
+    )
+    monkeypatch.setattr(slabs, "overwritten", lambda index, progress: [new])
+    (finding,) = analyze(demo_dump.target).findings
+    assert evidence(finding)["objects"] == len(every)
+    page = pfn_to_page(demo_dump.target.prog, int(index.pfn[found.row[0]])).value_()
+    words = np.array([page], dtype=np.uint64)
+    monkeypatch.setattr(slabs, "words_at_hand", lambda prog: words)
+    assert analyze(demo_dump.target).findings == ()
+    # A few objects of a slab are damaged all the same.
+    monkeypatch.setattr(slabs, "overwritten", lambda index, progress: [found])
+    assert len(analyze(demo_dump.target).findings) == 1
