@@ -38,6 +38,14 @@ _PRIME_MEMBERS_MAX = 1_000_000
 _NAME_BYTES_MAX = 64
 
 
+#: Exporters whose own structure, ``dma_buf.priv``, points back at the dma-buf
+#: that it is freed with: their operations, the structure, and its member.
+_BACK_POINTERS = (
+    # The dma-buf heaps up to v5.10.
+    ("heap_helper_ops", "struct heap_helper_buffer", "dmabuf"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class DmaBufs:
     """
@@ -247,7 +255,8 @@ def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:
     The pointers to dma-bufs and to their files that are known to hold no reference.
 
     These are their own pointers to each other, the list of all dma-bufs, that
-    of the attachments, and what epoll instances watch them by.
+    of the attachments, what epoll instances watch them by, and some exporters'
+    own pointers.
 
     :return: uint64 array of the pointers' addresses, and what could not be read
     """
@@ -274,11 +283,22 @@ def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:
         )
         back = np.uint64(offsetof(type_.member("sysfs_entry").type.type, "dmabuf"))
         words.append(entries["entry"] + back)
+    words += _back_pointers(prog, buffers)
     poll = buffers.address + np.uint64(offsetof(type_, "poll"))
     for found, missed in (watch_words(prog, buffers.file), waiter_words(prog, poll)):
         words.append(found)
         unread += missed
     return np.concatenate(words).astype(np.uint64), tuple(unread)
+
+
+def _back_pointers(prog: Program, buffers: DmaBufs) -> Iterator[U64]:
+    for operations, type_name, member in _BACK_POINTERS:
+        try:
+            address, type_ = prog.variable(operations).address_, prog.type(type_name)
+        except LookupError:
+            continue
+        mine = buffers.priv[buffers.ops == np.uint64(address)]
+        yield mine + np.uint64(offsetof(type_, member))
 
 
 def exporter_name(dma_buf: Object) -> str:
@@ -288,5 +308,31 @@ def exporter_name(dma_buf: Object) -> str:
     :param dma_buf: ``struct dma_buf *``
     :raises drgn.FaultError: if it is not in the dump
     """
-    name: bytes = dma_buf.prog_.read_c_string(dma_buf.exp_name.value_(), max_size=_NAME_BYTES_MAX)
-    return name.decode(errors="backslashreplace")
+    return _text(dma_buf.exp_name)
+
+
+def dma_buf_name(dma_buf: Object) -> str:
+    """
+    What user space called it (``DMA_BUF_SET_NAME``); empty without a name.
+
+    :param dma_buf: ``struct dma_buf *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    # "dma-buf: add DMA_BUF_SET_NAME ioctls" of v5.3.
+    return _text(dma_buf.name) if hasattr(dma_buf, "name") else ""
+
+
+def device_name(device: Object) -> str:
+    """
+    The name of a device; mirrors ``dev_name()``.
+
+    :param device: ``struct device *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    return _text(device.init_name or device.kobj.name)
+
+
+def _text(string: Object) -> str:
+    pointer = string.value_()
+    text = string.prog_.read_c_string(pointer, max_size=_NAME_BYTES_MAX) if pointer else b""
+    return text.decode(errors="backslashreplace")

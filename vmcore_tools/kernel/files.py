@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Dict, Iterator, List, Sequence, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, Type, container_of, offsetof
+from drgn import FaultError, Object, Program, Type, container_of, offsetof, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.list import (
     hlist_for_each_entry,
@@ -155,6 +156,34 @@ def descriptors(prog: Program, tables: Sequence[int], files: U64) -> FileReferen
         for number in np.flatnonzero(np.isin(pointers, files)).tolist():
             rows.append((int(pointers[number]), first + 8 * number, table, number))
     return FileReferences.of(rows, unread)
+
+
+def outgrown_descriptor_words(prog: Program, tables: Sequence[int], files: U64) -> U64:
+    """
+    The pointers to files in arrays of descriptors that are no longer used.
+
+    The first array is part of ``struct files_struct``, and a table that grew
+    leaves its pointers in it (``expand_fdtable()``): they hold no reference.
+
+    :param tables: addresses of ``struct files_struct``
+    :param files: uint64 array, sorted
+    :return: uint64 array: addresses of the pointers
+    """
+    type_ = prog.type("struct files_struct")
+    first = offsetof(type_, "fd_array")
+    size = sizeof(type_.member("fd_array").type)
+    heads, _ = read_structs(prog, tables, field_dtype(type_, {"fdt": "fdt"}))
+    own = np.array(tables, dtype=np.uint64) + np.uint64(offsetof(type_, "fdtab"))
+    words = [np.zeros(0, dtype=np.uint64)]
+    for table, used in zip(tables, (heads["fdt"] == own).tolist()):
+        if used:
+            continue
+        # What cannot be read here has no pointers that could be found, either.
+        with contextlib.suppress(FaultError):
+            pointers = np.frombuffer(prog.read(table + first, size), dtype=np.uint64)
+            at = np.flatnonzero(np.isin(pointers, files)).astype(np.uint64)
+            words.append(np.uint64(table + first) + np.uint64(8) * at)
+    return np.concatenate(words)
 
 
 def mappings(index: SlabIndex, files: U64) -> FileReferences:

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Every dma-buf, who holds it, and the references that nobody holds.
+
+dma-bufs are found by their files. The reference count of a dma-buf is that of
+its file, and it is compared with the holders that can be found: descriptors of
+all processes, descriptors on their way through unix sockets, memory mappings,
+GEM objects that were exported or imported, and what open DRM files remember of
+them (PRIME). Where references are left over, all of kernel memory is searched
+for pointers to the dma-buf and to its file. If there are none, the references
+were taken and never dropped: VT401. A dma-buf that a task has on its live
+stack or in a register is in use. Any other pointer is named: VT402. Holders
+without a reference, and pointers to freed dma-bufs, are the opposite: VT403.
+
+It decides by holders alone, never by a number of dma-bufs or by their age: one
+that a descriptor keeps is held, however long it has been open. A dma-buf whose
+count is 0 is being freed, and is no leak.
+
+It cannot see pointers that are not stored as they are, and it does not walk
+the holders of other subsystems (V4L2, RDMA, io_uring's fixed files): their
+dma-bufs are reported as held by something unknown, not as leaked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, Iterator, List, Tuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Object, Program
+from drgn.helpers import ValidationError
+
+from vmcore_tools.analysis import Analysis, Context, ManyRows, Requires
+from vmcore_tools.audit_findings import Allocators, Proof, count_audit_gaps, kmemleak_evidence
+from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
+from vmcore_tools.kernel.dma_buf import (
+    device_name,
+    dma_buf_name,
+    exporter_name,
+    for_each_attachment,
+)
+from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_holders
+from vmcore_tools.kernel.files import file_counts, mm_users
+from vmcore_tools.kernel.slab import SlabIndex, slab_index
+from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.model import (
+    Absent,
+    Confidence,
+    Evidence,
+    Finding,
+    Kind,
+    Maybe,
+    Ref,
+    Rule,
+    Severity,
+    column,
+)
+
+_TYPE = "struct dma_buf"
+#: Example addresses in a finding.
+_EXAMPLES_SHOWN = 4
+#: Places with unknown pointers that a finding names.
+_PLACES_SHOWN = 10
+#: Descriptors and mappings of one dma-buf that a row names.
+_USERS_SHOWN = 4
+#: Functions that only allocate a dma-buf for their caller.
+_WRAPPERS = "dma_buf_export|drm_gem_dmabuf_export|virtio_dma_buf_export|drm_gem_prime_export"
+
+LEAKED = Rule(
+    id="VT401",
+    slug="leaked-dma-buf",
+    severity=Severity.ERROR,
+    summary="References to dma-bufs were taken and never dropped.",
+    remedy=(
+        "Look for a missing dma_buf_put() or fput() in the drivers that import or export them; "
+        "the allocating stack names the exporter where SLUB tracks are on (boot with slub_debug=U)."
+    ),
+    page="""\
+The reference count of each dma-buf's file is compared with the holders that
+were found: descriptors, descriptors in messages of unix sockets, mappings, GEM
+objects that were exported or imported, PRIME caches of open DRM files. For the
+dma-bufs with references left over, every word of kernel memory in the dump and
+all registers are searched for pointers to the dma-buf or to its file. Free slab
+objects, dead parts of stacks, the list of all dma-bufs and the watches of epoll
+do not count.
+
+`references_leaked` counts references, `objects` the dma-bufs that have them,
+and `objects_only_leaked` those that nothing else holds: they and their memory,
+`size_bytes`, stay for ever.
+
+It is `proven` if no pointer was found and every page that could hold one was
+read, and the registers of all CPUs; otherwise `likely`.""",
+)
+UNKNOWN_HOLDER = Rule(
+    id="VT402",
+    slug="dma-buf-with-unknown-holder",
+    severity=Severity.WARNING,
+    summary="dma-bufs have more references than known holders, and are pointed at.",
+    remedy=(
+        "Look at what points at the dma-bufs: a subsystem that this version does not know "
+        "is no leak, a stale pointer may be the trace of one."
+    ),
+    page="""\
+As VT401, but something points at the dma-bufs or their files that is neither a
+known holder nor a task's stack or register. It may be a holder of a kind that
+is not known here, so a leak is not claimed.""",
+)
+DANGLING = Rule(
+    id="VT403",
+    slug="dangling-dma-buf-pointer",
+    severity=Severity.ERROR,
+    summary="dma-bufs have more holders than references, or are freed and still held.",
+    remedy=(
+        "Look for a dma_buf_put() or fput() too many, or for a pointer that is kept after the "
+        "put, in the code of the holders that are named."
+    ),
+    page="""\
+The opposite of VT401: each holder must have a reference of its own. `objects`
+are dma-bufs that live and have fewer references than holders; `freed_objects`
+are places where a holder, such as an entry of a PRIME cache, points to memory
+that is free: the next use of it is a use after free, or of another buffer.
+
+A dma-buf that a task has on its stack or in a register is left out: its count
+may be changing. `likely` where registers are not in the dump, or the target is
+live.""",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DmaBuf:
+    """A dma-buf; the ones with unexplained references come first."""
+
+    address: int = column(Kind.ADDRESS)
+    file: int = column(Kind.ADDRESS)
+    exporter: Maybe[str] = column(Kind.UNTRUSTED)
+    name: Maybe[str] = column(Kind.SENSITIVE)
+    size_bytes: int = column(Kind.BYTES)
+    refcount: int = column(Kind.COUNT)
+    held_by_descriptor: int = column(Kind.COUNT)
+    held_by_message: int = column(Kind.COUNT)
+    held_by_mapping: int = column(Kind.COUNT)
+    held_by_gem: int = column(Kind.COUNT)
+    held_by_import: int = column(Kind.COUNT)
+    held_by_prime_cache: int = column(Kind.COUNT)
+    unexplained: int = column(Kind.COUNT)
+    verdict: str = column(Kind.TEXT)
+    attachments: Maybe[int] = column(Kind.COUNT)
+    devices: Maybe[str] = column(Kind.UNTRUSTED)
+    users: str = column(Kind.SENSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """dma-bufs and their audit; arrays of shape (n,) in the dma-bufs' order."""
+
+    holders: DmaBufHolders
+    audit: Audit
+
+    def with_verdict(self, *verdicts: Verdict) -> npt.NDArray[np.int64]:
+        """Positions of the dma-bufs with one of these verdicts."""
+        return np.flatnonzero(np.isin(self.audit.verdict, list(verdicts)))
+
+
+def analyze(ctx: Context) -> Iterator[Any]:
+    index = slab_index(ctx.prog, ctx.memory)
+    holders = dma_buf_holders(index)
+    if holders is None:
+        _count_slab_gaps(ctx, index)
+        return
+    for what, why, address in holders.gaps:
+        ctx.coverage.gap(what, why, address)
+    audited = audit(index, holders.described, ctx.progress)
+    if audited.changing:
+        verdict = _still_there(ctx.prog, holders, audited)
+        audited = dataclasses.replace(audited, verdict=verdict)
+    result = _Result(holders, with_likely_leaks(audited, holders.buffers.ops))
+    count_audit_gaps(ctx, index, audited, "dma-bufs")
+    yield from _leaks(ctx, index, result)
+    yield from _unknown_holders(ctx, result)
+    yield from _dangling(index, result)
+    yield ManyRows(DmaBuf, len(holders.buffers.file), _rows(ctx, result))
+
+
+def _count_slab_gaps(ctx: Context, index: SlabIndex) -> None:
+    """Files that could not be looked for: there may be dma-bufs among them."""
+    for problem in index.problems:
+        ctx.coverage.gap("slab", problem.reason, problem.address)
+    if index.unread_page_structs:
+        ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
+
+
+def _still_there(prog: Program, holders: DmaBufHolders, result: Audit) -> npt.NDArray[np.int8]:
+    """On a live target, the verdicts without those of dma-bufs that changed meanwhile."""
+    verdict = result.verdict.copy()
+    wrong = [Verdict.LEAKED, Verdict.LIKELY_LEAKED, Verdict.DANGLING]
+    accused = np.flatnonzero(np.isin(verdict, wrong))
+    counts, read = file_counts(prog, holders.buffers.file[accused].tolist())
+    same = read & (counts == holders.buffers.refcount[accused])
+    verdict[accused[~same]] = Verdict.IN_USE
+    return verdict
+
+
+def _exporter(prog: Program, address: int) -> Maybe[str]:
+    try:
+        return exporter_name(Object(prog, "struct dma_buf *", value=address))
+    except FaultError:
+        return Absent("it is not in the dump")
+
+
+def _groups(
+    ctx: Context, result: _Result, *verdicts: Verdict
+) -> Iterator[Tuple[str, int, npt.NDArray[np.int64]]]:
+    """Exporter, cache and positions of the dma-bufs with these verdicts, alike ones together."""
+    groups: Dict[Tuple[str, int], List[int]] = {}
+    holders = result.holders
+    for i in result.with_verdict(*verdicts).tolist():
+        exporter = _exporter(ctx.prog, int(holders.buffers.address[i]))
+        name = "an unknown exporter" if isinstance(exporter, Absent) else exporter
+        groups.setdefault((name, int(holders.cache[i])), []).append(i)
+    for name, cache in sorted(groups):
+        yield name, cache, np.array(groups[name, cache], dtype=np.int64)
+
+
+def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
+    buffers = result.holders.buffers
+    for exporter, cache, group in _groups(ctx, result, Verdict.LEAKED, Verdict.LIKELY_LEAKED):
+        references = result.audit.left[group]
+        only_leaked = buffers.refcount[group] == references
+        proven = references[np.isin(group, result.with_verdict(Verdict.LEAKED))]
+        proof = Proof.of(result.audit, int(references.sum()), int(proven.sum()))
+        addresses = buffers.address[group]
+        allocators = Allocators.of(ctx, index, addresses, cache, _WRAPPERS)
+        yield from allocators.stacks
+        message = (
+            "{references_leaked} references leaked on {objects} dma-bufs of {exporter}; "
+            "{objects_only_leaked} of them, buffers of {size_bytes} together, live only through "
+            "these references"
+        )
+        if allocators.evidence:
+            message += ", allocated by {allocating_comms} in {allocating_function}"
+        yield Finding(
+            rule=LEAKED,
+            confidence=proof.confidence,
+            message=message + proof.message,
+            subject=Ref(_TYPE, exporter, int(addresses[0])),
+            evidence=(
+                Evidence("references_leaked", Kind.COUNT, int(references.sum())),
+                Evidence("objects", Kind.COUNT, len(group)),
+                Evidence("objects_only_leaked", Kind.COUNT, int(only_leaked.sum())),
+                Evidence("size_bytes", Kind.BYTES, int(buffers.size[group][only_leaked].sum())),
+                Evidence("exporter", Kind.UNTRUSTED, exporter),
+                Evidence("cache", Kind.UNTRUSTED, index.caches[cache].name),
+                Evidence("examples", Kind.ADDRESS, tuple(addresses[:_EXAMPLES_SHOWN].tolist())),
+                *proof.evidence,
+                *allocators.evidence,
+                *kmemleak_evidence(index, addresses),
+            ),
+            signature_key=(_TYPE, exporter, *allocators.signature),
+            related=(
+                Ref("slab cache", index.caches[cache].name, index.caches[cache].cache.value_()),
+            ),
+            stacks=tuple(stack.id for stack in allocators.stacks),
+            unread=proof.unread,
+        )
+
+
+def _unknown_holders(ctx: Context, result: _Result) -> Iterator[Any]:
+    buffers = result.holders.buffers
+    for exporter, _, group in _groups(ctx, result, Verdict.UNKNOWN_HOLDER):
+        places = sorted(
+            {
+                f"{reference.place.value}: {reference.holder}"
+                for i in group.tolist()
+                for reference in result.audit.pointers[i]
+            }
+        )
+        examples = tuple(buffers.address[group[:_EXAMPLES_SHOWN]].tolist())
+        yield Finding(
+            rule=UNKNOWN_HOLDER,
+            confidence=Confidence.SUSPECTED,
+            message=(
+                "{objects} dma-bufs of {exporter} have {references} references more than the "
+                "holders that are known here, and something that is not known points at them."
+            ),
+            subject=Ref(_TYPE, exporter, examples[0]),
+            evidence=(
+                Evidence("objects", Kind.COUNT, len(group)),
+                Evidence("references", Kind.COUNT, int(result.audit.left[group].sum())),
+                Evidence("exporter", Kind.UNTRUSTED, exporter),
+                Evidence("pointed_at_from", Kind.UNTRUSTED, tuple(places[:_PLACES_SHOWN])),
+                Evidence("examples", Kind.ADDRESS, examples),
+            ),
+            signature_key=(_TYPE, exporter, *places[:_PLACES_SHOWN]),
+            unread=("what the unknown pointers mean",),
+        )
+
+
+def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
+    """One finding of all holders without a reference: they may well have one cause."""
+    buffers, audited = result.holders.buffers, result.audit
+    alive, stale = result.with_verdict(Verdict.DANGLING), audited.stale
+    if not (len(alive) or len(stale.address)):
+        return
+    kinds = {kind for kinds in stale.kinds for kind in kinds}
+    kinds.update(kind for kind, counts in audited.holders.items() if counts[alive].any())
+    examples = (
+        *stale.address[:_EXAMPLES_SHOWN].tolist(),
+        *buffers.address[alive[:_EXAMPLES_SHOWN]].tolist(),
+    )
+    sure = audited.can_prove_dangling
+    yield Finding(
+        rule=DANGLING,
+        confidence=Confidence.PROVEN if sure else Confidence.LIKELY,
+        message=(
+            "{objects} dma-bufs have more holders than references, and {freed_objects} are freed "
+            "and still pointed at by a holder; the holders: {holders}."
+        ),
+        subject=Ref(_TYPE, "", examples[0]),
+        evidence=(
+            Evidence("objects", Kind.COUNT, len(alive)),
+            Evidence("holders_without_reference", Kind.COUNT, int(audited.excess[alive].sum())),
+            Evidence("freed_objects", Kind.COUNT, len(stale.address)),
+            Evidence("holders", Kind.TEXT, tuple(sorted(kinds))),
+            Evidence("registers_unread", Kind.COUNT, audited.registers_unread),
+            Evidence("examples", Kind.ADDRESS, examples),
+        ),
+        signature_key=("dangling", _TYPE, *sorted(kinds)),
+        related=tuple(
+            Ref("slab cache", index.caches[number].name, index.caches[number].cache.value_())
+            for number in sorted(set(stale.cache.tolist()))
+        ),
+        unread=() if sure else ("what tasks were doing at that moment",),
+    )
+
+
+def _rows(ctx: Context, result: _Result) -> Iterator[DmaBuf]:
+    prog, buffers, audited = ctx.prog, result.holders.buffers, result.audit
+    nobody = np.zeros(len(buffers.file), dtype=np.int64)
+    users = _users(prog, result.holders)
+    order = np.lexsort((buffers.address, -audited.left))
+    for i in order.tolist():
+        dma_buf = Object(prog, "struct dma_buf *", value=int(buffers.address[i]))
+        attachments, devices = _attachments(dma_buf)
+        held = {f"held_by_{kind}": int(audited.holders.get(kind, nobody)[i]) for kind in KINDS}
+        yield DmaBuf(
+            address=dma_buf.value_(),
+            file=int(buffers.file[i]),
+            exporter=_exporter(prog, dma_buf.value_()),
+            name=_name(dma_buf),
+            size_bytes=int(buffers.size[i]),
+            refcount=int(buffers.refcount[i]),
+            **held,
+            unexplained=int(audited.left[i]),
+            verdict=Verdict(int(audited.verdict[i])).text,
+            attachments=attachments,
+            devices=devices,
+            users=_shortened(users.get(int(buffers.file[i]), [])),
+        )
+
+
+def _name(dma_buf: Object) -> Maybe[str]:
+    try:
+        return dma_buf_name(dma_buf)
+    except FaultError:
+        return Absent("it is not in the dump")
+
+
+def _attachments(dma_buf: Object) -> Tuple[Maybe[int], Maybe[str]]:
+    """How many devices are attached, and their names."""
+    try:
+        names = [device_name(attachment.dev) for attachment in for_each_attachment(dma_buf)]
+    except (FaultError, ValidationError) as error:
+        absent = Absent(f"the list cannot be walked: {error}")
+        return absent, absent
+    return len(names), ", ".join(sorted(set(names)))
+
+
+def _users(prog: Program, holders: DmaBufHolders) -> Dict[int, List[str]]:
+    """Processes with a descriptor or a mapping of each file."""
+    users: Dict[int, List[str]] = {}
+    opened, mapped = holders.descriptors, holders.mappings
+    for file, table, number in zip(
+        opened.file.tolist(), opened.owner.tolist(), opened.number.tolist()
+    ):
+        tasks = holders.users.get(table, [])
+        name = _process(tasks[0]) if tasks else "a process that is exiting"
+        users.setdefault(file, []).append(f"{name} fd {number}")
+    vmas = [Object(prog, "struct vm_area_struct *", value=vma) for vma in mapped.owner.tolist()]
+    spaces = [vma.vm_mm.value_() for vma in vmas]
+    tasks_of = mm_users(prog, set(spaces))
+    for file, space in zip(mapped.file.tolist(), spaces):
+        name = _process(tasks_of[space]) if space in tasks_of else "a process that is exiting"
+        users.setdefault(file, []).append(f"{name} mapping")
+    return users
+
+
+def _process(task: Object) -> str:
+    """The comm and the PID of a task's process."""
+    leader = task.group_leader.read_()
+    return f"{task_comm(leader)} ({leader.pid.value_()})"
+
+
+def _shortened(users: List[str]) -> str:
+    more = len(users) - _USERS_SHOWN
+    return ", ".join(users[:_USERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+ANALYSIS = Analysis(
+    name="dma-bufs",
+    analyze=analyze,
+    tables=(DmaBuf,),
+    rules=(LEAKED, UNKNOWN_HOLDER, DANGLING),
+    requires=Requires(types=("struct dma_buf",), symbols=("dma_buf_fops",)),
+)
+
+if __name__ == "__main__":
+    from vmcore_tools.cli import run_script
+
+    run_script(ANALYSIS)
