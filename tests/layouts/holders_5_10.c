@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What holds fences and files in 5.10. */
+
+#include "kernel.h"
+
+struct dma_fence {
+	spinlock_t *lock;
+	const void *ops;
+	union {
+		struct list_head cb_list;
+		ktime_t timestamp;
+		struct rcu_head rcu;
+	};
+	u64 context;
+	u64 seqno;
+	unsigned long flags;
+	struct kref refcount;
+	int error;
+};
+struct dma_fence keep_dma_fence;
+
+#include "holders.h"
+
+struct idr {
+	struct xarray idr_rt;
+	unsigned int idr_base;
+	unsigned int idr_next;
+};
+
+struct drm_syncobj {
+	struct kref refcount;
+	struct dma_fence *fence;
+	struct list_head cb_list;
+	spinlock_t lock;
+	struct file *file;
+};
+struct drm_syncobj keep_drm_syncobj;
+
+struct drm_file {
+	struct idr syncobj_idr;
+};
+struct drm_file keep_drm_file;
+
+static void syncobj_wait_fence_func(struct dma_fence *fence, struct dma_fence_cb *cb)
+{
+}
+dma_fence_func_t keep_syncobj_wait_fence_func = syncobj_wait_fence_func;
+
+/* drivers/gpu/drm/scheduler, with the members that are walked in their order */
+
+struct drm_gpu_scheduler;
+
+struct drm_sched_fence {
+	struct dma_fence scheduled;
+	struct dma_fence finished;
+	struct dma_fence *parent;
+	struct drm_gpu_scheduler *sched;
+	spinlock_t lock;
+	void *owner;
+};
+struct drm_sched_fence keep_drm_sched_fence;
+
+struct drm_sched_rq {
+	spinlock_t lock;
+	struct drm_gpu_scheduler *sched;
+	struct list_head entities;
+	struct drm_sched_entity *current_entity;
+};
+
+struct drm_sched_entity {
+	struct list_head list;
+	struct drm_sched_rq *rq;
+	struct spsc_queue job_queue;
+	struct dma_fence *dependency;
+	struct dma_fence_cb cb;
+	struct dma_fence *last_scheduled;
+};
+struct drm_sched_entity keep_drm_sched_entity;
+
+struct drm_sched_job {
+	struct spsc_node queue_node;
+	struct drm_gpu_scheduler *sched;
+	struct drm_sched_fence *s_fence;
+	struct dma_fence_cb finish_cb;
+	struct list_head node;
+	u64 id;
+	struct drm_sched_entity *entity;
+	struct dma_fence_cb cb;
+};
+struct drm_sched_job keep_drm_sched_job;
+
+struct drm_gpu_scheduler {
+	const void *ops;
+	struct drm_sched_rq sched_rq[4];
+	struct list_head ring_mirror_list;
+	spinlock_t job_list_lock;
+};
+struct drm_gpu_scheduler keep_drm_gpu_scheduler;
+
+/* include/linux/fs.h, fs/eventpoll.c */
+
+struct file {
+	const struct file_operations *f_op;
+	atomic_long_t f_count;
+	void *private_data;
+	struct list_head f_ep_links;
+};
+struct file keep_file;
+
+struct epoll_filefd {
+	struct file *file;
+	int fd;
+} __attribute__((packed));
+
+struct epitem {
+	struct rb_node rbn;
+	struct list_head rdllink;
+	struct epitem *next;
+	struct epoll_filefd ffd;
+	int nwait;
+	struct list_head pwqlist;
+	struct eventpoll *ep;
+	struct list_head fllink;
+};
+struct epitem keep_epitem;

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Holders that no guest of the lab has: synchronization objects, the GPU scheduler, file_ref_t."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import pytest
+from drgn import Object, offsetof, sizeof
+
+from tests.layouts.machine import Machine
+from vmcore_tools.kernel.dma_fence import HeldFences
+from vmcore_tools.kernel.drm_sched import fences_of_jobs, fences_of_sched_fences
+from vmcore_tools.kernel.drm_syncobj import (
+    awaited_fences,
+    for_each_syncobj_handle,
+    syncobj_fences,
+)
+from vmcore_tools.kernel.files import file_counts, watch_words
+
+OLD, NEW = "holders_5_10.c", "holders_7_2.c"
+COUNT = "refcount.refcount.refs.counter"
+
+
+@pytest.fixture(params=[OLD, NEW])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+    release = {OLD: "5.10.262", NEW: "7.2.13"}[request.param]
+    machine = Machine(request.param, tmp_path, release)
+    yield machine
+    machine.close()
+
+
+def is_new(machine: Machine) -> bool:
+    return bool(machine.prog.type("struct file").has_member("f_ref"))
+
+
+def offset(machine: Machine, type_name: str, member: str) -> int:
+    return offsetof(machine.prog.type(type_name), member)
+
+
+def pairs(held: HeldFences) -> List[Tuple[int, int]]:
+    assert held.unread == ()
+    return sorted(zip(held.fence.tolist(), held.word.tolist()))
+
+
+def addresses(values: Sequence[int]) -> np.ndarray:
+    return np.array(values, dtype=np.uint64)
+
+
+def fence(machine: Machine) -> int:
+    address = machine.new("struct dma_fence", {COUNT: 1})
+    machine.link(address + offset(machine, "struct dma_fence", "cb_list"))
+    return address
+
+
+def node_of(machine: Machine, entries: Dict[int, int]) -> int:
+    """An XArray's head with entries below 64: a node, unless index 0 is the only one."""
+    if set(entries) == {0}:
+        return entries[0]
+    node = machine.new("struct xa_node", {"count": len(entries)})
+    slots = node + offset(machine, "struct xa_node", "slots")
+    for index, entry in entries.items():
+        machine.words(slots + 8 * index, [entry])
+    return node | 2
+
+
+# Synchronization objects.
+
+
+def drm_file(machine: Machine, entries: Dict[int, int]) -> Object:
+    member = "syncobj_xa.xa_head" if is_new(machine) else "syncobj_idr.idr_rt.xa_head"
+    address = machine.new("struct drm_file", {member: node_of(machine, entries)})
+    return Object(machine.prog, "struct drm_file *", value=address)
+
+
+@pytest.mark.parametrize("handles", [(), (1,), (1, 2, 9)])
+def test_the_handles_of_a_file(machine: Machine, handles: Sequence[int]) -> None:
+    objects = {handle: machine.new("struct drm_syncobj", {}) for handle in handles}
+    found = for_each_syncobj_handle(drm_file(machine, objects))
+    assert {handle: syncobj.value_() for handle, syncobj in found} == objects
+
+
+def test_a_syncobj_holds_its_fence(machine: Machine) -> None:
+    shared, alone = fence(machine), fence(machine)
+    objects = [
+        machine.new("struct drm_syncobj", {"fence": value}) for value in (shared, 0, shared, alone)
+    ]
+    word = offset(machine, "struct drm_syncobj", "fence")
+    expected = [(shared, objects[0]), (shared, objects[2]), (alone, objects[3])]
+    assert pairs(syncobj_fences(machine.prog, objects)) == sorted(
+        (held, address + word) for held, address in expected
+    )
+
+
+def callback(machine: Machine, type_name: str, function: str, waited: int, held: int) -> int:
+    """A waiter with a callback on one fence, that holds perhaps another one."""
+    func = machine.prog[function].address_
+    assert func is not None
+    entry = machine.new(type_name, {"fence": held, "fence_cb.func": func})
+    node = entry + offset(machine, type_name, "fence_cb.node")
+    machine.link(waited + offset(machine, "struct dma_fence", "cb_list"), [node])
+    return entry + offset(machine, type_name, "fence")
+
+
+def test_who_waits_for_a_syncobj_holds_the_fence(machine: Machine) -> None:
+    wait = "struct syncobj_wait_entry"
+    waited, other, nobodys = fence(machine), fence(machine), fence(machine)
+    word = callback(machine, wait, "syncobj_wait_fence_func", waited, waited)
+    # The fence of a chain is waited for, and the chain's own is held.
+    callback(machine, wait, "syncobj_wait_fence_func", other, nobodys)
+    expected = [(waited, word)]
+    fences = [waited, other, nobodys]
+    if is_new(machine):
+        event = fence(machine)
+        by_event = callback(
+            machine,
+            "struct syncobj_eventfd_entry",
+            "syncobj_eventfd_entry_fence_func",
+            event,
+            event,
+        )
+        expected.append((event, by_event))
+        fences.append(event)
+    assert pairs(awaited_fences(machine.prog, addresses(fences))) == sorted(expected)
+
+
+def test_other_callbacks_are_none_of_a_syncobj(machine: Machine) -> None:
+    waited = fence(machine)
+    entry = machine.new("struct syncobj_wait_entry", {"fence": waited, "fence_cb.func": 0x1234})
+    machine.link(
+        waited + offset(machine, "struct dma_fence", "cb_list"),
+        [entry + offset(machine, "struct syncobj_wait_entry", "fence_cb.node")],
+    )
+    assert pairs(awaited_fences(machine.prog, addresses([waited]))) == []
+
+
+def test_a_damaged_list_of_callbacks_is_counted(machine: Machine) -> None:
+    waited = fence(machine)
+    head = waited + offset(machine, "struct dma_fence", "cb_list")
+    machine.words(head, [waited + 8, waited + 8])
+    held = awaited_fences(machine.prog, addresses([waited]))
+    assert held.unread == (waited,)
+
+
+# The scheduler.
+
+
+def sched_fence(machine: Machine, scheduler: int, parent: int, counts: Tuple[int, int]) -> int:
+    return machine.new(
+        "struct drm_sched_fence",
+        {
+            f"scheduled.{COUNT}": counts[0],
+            f"finished.{COUNT}": counts[1],
+            "parent": parent,
+            "sched": scheduler,
+        },
+    )
+
+
+def scheduler_with(machine: Machine, jobs: Sequence[int], entities: Sequence[int]) -> int:
+    """A scheduler that gave *jobs* to the hardware; the entities are in its last run queue."""
+    new = is_new(machine)
+    scheduler = machine.new("struct drm_gpu_scheduler", {})
+    head, node = ("pending_list", "list") if new else ("ring_mirror_list", "node")
+    link = offset(machine, "struct drm_sched_job", node)
+    machine.link(
+        scheduler + offset(machine, "struct drm_gpu_scheduler", head), [job + link for job in jobs]
+    )
+    if new:
+        queues = [machine.new("struct drm_sched_rq", {}) for _ in range(3)]
+        array = machine.words(machine.alloc(8 * len(queues)), queues)
+        machine.put("struct drm_gpu_scheduler", scheduler, {"num_rqs": 3, "sched_rq": array})
+    else:
+        first = scheduler + offset(machine, "struct drm_gpu_scheduler", "sched_rq")
+        size = sizeof(machine.prog.type("struct drm_sched_rq"))
+        queues = [first + number * size for number in range(4)]
+    for queue in queues:
+        machine.link(queue + offset(machine, "struct drm_sched_rq", "entities"))
+    link = offset(machine, "struct drm_sched_entity", "list")
+    machine.link(
+        queues[-1] + offset(machine, "struct drm_sched_rq", "entities"),
+        [entity + link for entity in entities],
+    )
+    return scheduler
+
+
+def test_finished_holds_scheduled_and_that_its_parent(machine: Machine) -> None:
+    parent = fence(machine)
+    finished = offset(machine, "struct drm_sched_fence", "finished")
+    word = offset(machine, "struct drm_sched_fence", "parent")
+    with_parent = sched_fence(machine, 0, parent, (1, 2))
+    not_run = sched_fence(machine, 0, 0, (1, 1))
+    # finished is freed: it has put scheduled, which somebody else still has.
+    only_scheduled = sched_fence(machine, 0, parent, (1, 0))
+    # Both are freed: the parent was put, too.
+    freed = sched_fence(machine, 0, parent, (0, 0))
+    assert offset(machine, "struct drm_sched_fence", "scheduled") == 0
+    all_of_them = [with_parent, not_run, only_scheduled, freed]
+    assert pairs(fences_of_sched_fences(machine.prog, addresses(all_of_them))) == sorted(
+        [
+            (with_parent, with_parent + finished),
+            (parent, with_parent + word),
+            (not_run, not_run + finished),
+            (parent, only_scheduled + word),
+        ]
+    )
+
+
+def test_jobs_and_entities_hold_fences(machine: Machine) -> None:
+    job_type, entity_type = "struct drm_sched_job", "struct drm_sched_entity"
+    finished = offset(machine, "struct drm_sched_fence", "finished")
+    needed = [fence(machine) for _ in range(4)]
+    fences = [sched_fence(machine, 0, 0, (1, 1)) for _ in range(3)]
+    # Not armed: its fence has no references yet.
+    fences.append(sched_fence(machine, 0, 0, (0, 0)))
+    pending, first, second, not_armed = [
+        machine.new(job_type, {"s_fence": address}) for address in fences
+    ]
+    queue_node = offset(machine, job_type, "queue_node")
+    machine.put(job_type, first, {"queue_node.next": second + queue_node})
+    machine.put(job_type, second, {"queue_node.next": not_armed + queue_node})
+    entity = machine.new(
+        entity_type,
+        {
+            "job_queue.head": first + queue_node,
+            "dependency": needed[0],
+            "last_scheduled": fences[0] + finished,
+        },
+    )
+    idle = machine.new(entity_type, {})
+    scheduler = scheduler_with(machine, [pending], [idle, entity])
+    for address in fences:
+        machine.put("struct drm_sched_fence", address, {"sched": scheduler})
+    word = offset(machine, job_type, "s_fence")
+    expected = [
+        (needed[0], entity + offset(machine, entity_type, "dependency")),
+        (fences[0] + finished, entity + offset(machine, entity_type, "last_scheduled")),
+        (fences[0] + finished, pending + word),
+        (fences[1] + finished, first + word),
+        (fences[2] + finished, second + word),
+    ]
+    if is_new(machine):
+        # One dependency is in the XArray's head, two are in a node.
+        head = offset(machine, job_type, "dependencies.xa_head")
+        machine.put(job_type, pending, {"dependencies.xa_head": needed[1]})
+        node = node_of(machine, {0: needed[2], 63: needed[3]})
+        machine.put(job_type, second, {"dependencies.xa_head": node})
+        slots = node - 2 + offset(machine, "struct xa_node", "slots")
+        expected += [(needed[1], pending + head)]
+        expected += [(needed[2], slots), (needed[3], slots + 8 * 63)]
+    assert pairs(fences_of_jobs(machine.prog, addresses(fences))) == sorted(expected)
+
+
+def test_a_queue_of_jobs_that_does_not_end_is_counted(machine: Machine) -> None:
+    address = sched_fence(machine, 0, 0, (1, 1))
+    entity = machine.new("struct drm_sched_entity", {"job_queue.head": 0xDEAD0000})
+    scheduler = scheduler_with(machine, [], [entity])
+    machine.put("struct drm_sched_fence", address, {"sched": scheduler})
+    assert scheduler in fences_of_jobs(machine.prog, addresses([address])).unread
+
+
+# Files.
+
+
+def test_the_reference_counts_of_files(machine: Machine) -> None:
+    if is_new(machine):
+        # One, three; FILE_REF_DEAD, and what it becomes by a late get and put.
+        values = [0, 2, 0xE000000000000000, 0xE000000000000001, 0xFFFFFFFFFFFFFFFF]
+        expected = [1, 3, 0, 0, 0]
+        member = "f_ref.refcnt.counter"
+    else:
+        values, expected, member = [1, 3, 0], [1, 3, 0], "f_count.counter"
+    files = [machine.new("struct file", {member: value}) for value in values]
+    counts, read = file_counts(machine.prog, [*files, 0xDEAD0000])
+    assert counts.tolist()[:-1] == expected
+    assert read.tolist() == [True] * len(files) + [False]
+
+
+def test_epolls_pointers_to_a_file(machine: Machine) -> None:
+    watched, other = (machine.new("struct file", {}) for _ in range(2))
+    items = [machine.new("struct epitem", {"ffd.file": watched}) for _ in range(2)]
+    links = [item + offset(machine, "struct epitem", "fllink") for item in items]
+    expected = [item + offset(machine, "struct epitem", "ffd.file") for item in items]
+    if is_new(machine):
+        head = machine.words(machine.alloc(8), [links[0]])
+        machine.put("struct file", watched, {"f_ep": head})
+        machine.words(links[0], [links[1], head])
+        machine.words(links[1], [0, links[0]])
+    else:
+        member = offset(machine, "struct file", "f_ep_links")
+        machine.link(watched + member, links)
+        machine.link(other + member)
+        # The neighbours in the list: the first one's prev and the last one's next.
+        expected += [links[0] + 8, links[1]]
+    words, unread = watch_words(machine.prog, addresses([watched, other]))
+    assert sorted(words.tolist()) == sorted(expected)
+    assert unread == ()
