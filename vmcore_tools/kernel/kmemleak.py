@@ -30,6 +30,7 @@ OBJECT_PHYS = 1 << 4
 OBJECT_PERCPU = 1 << 5
 _KMEMLEAK_BLACK = -1
 
+_CACHE_KEY = "vmcore_tools.kernel.kmemleak.objects"
 _FILE = "kmemleak.c"
 _TYPE = "struct kmemleak_object"
 #: Of the object's own members, what is kept of them.
@@ -192,10 +193,17 @@ def object_stacks(prog: Program, records: npt.NDArray[Any]) -> Tuple[Ints, Recor
 
 def kmemleak_objects(index: SlabIndex) -> KmemleakObjects:
     """
-    All blocks of memory that kmemleak watches.
+    All blocks of memory that kmemleak watches, read once for a program.
 
     :raises LookupError: if the kernel was built without CONFIG_DEBUG_KMEMLEAK
     """
+    if _CACHE_KEY not in index.prog.cache:
+        index.prog.cache[_CACHE_KEY] = _read_objects(index)
+    objects: KmemleakObjects = index.prog.cache[_CACHE_KEY]
+    return objects
+
+
+def _read_objects(index: SlabIndex) -> KmemleakObjects:
     prog = index.prog
     layout = _Layout.of(prog)
     parts, allocated = _slab_records(index, layout)
