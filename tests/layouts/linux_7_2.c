@@ -130,6 +130,41 @@ struct dma_resv {
 };
 struct dma_resv keep_dma_resv;
 
+struct file;
+
+/* include/linux/fs.h: only what is asked of it; and include/linux/sync_file.h */
+
+struct file_operations {
+	int (*release)(void *inode, struct file *file);
+};
+
+typedef struct {
+	atomic64_t refcnt;
+} file_ref_t;
+
+struct file {
+	spinlock_t f_lock;
+	unsigned int f_mode;
+	const struct file_operations *f_op;
+	void *private_data;
+	file_ref_t f_ref;
+};
+struct file keep_file;
+
+struct sync_file {
+	struct file *file;
+	char user_name[32];
+	struct list_head sync_file_list;
+	wait_queue_head_t wq;
+	unsigned long flags;
+	struct dma_fence *fence;
+	struct dma_fence_cb cb;
+};
+struct sync_file keep_sync_file;
+
+struct kmem_cache;
+struct kmem_cache *__filp_cache;
+
 /* include/drm/gpu_scheduler.h */
 
 struct drm_sched_fence {
@@ -167,6 +202,123 @@ struct virtio_gpu_fence {
 	struct list_head node;
 };
 struct virtio_gpu_fence keep_virtio_gpu_fence;
+
+/* include/linux/xarray.h, and of DRM only what is on the way to the fences */
+
+struct xarray {
+	spinlock_t xa_lock;
+	gfp_t xa_flags;
+	void *xa_head;
+};
+
+struct xa_node {
+	unsigned char shift;
+	unsigned char offset;
+	unsigned char count;
+	unsigned char nr_values;
+	struct xa_node *parent;
+	struct xarray *array;
+	struct list_head private_list;
+	void *slots[64];
+	unsigned long tags[3];
+};
+struct xa_node keep_xa_node;
+
+struct idr {
+	struct xarray idr_rt;
+	unsigned int idr_base;
+	unsigned int idr_next;
+};
+
+struct drm_driver {
+	char *name;
+};
+
+struct drm_mode_config {
+	struct list_head fb_list;
+	struct list_head plane_list;
+};
+
+struct drm_device {
+	struct drm_driver *driver;
+	void *dev_private;
+	struct list_head filelist;
+	struct drm_mode_config mode_config;
+};
+
+struct drm_minor {
+	struct drm_device *dev;
+};
+struct drm_minor keep_drm_minor;
+
+struct drm_file {
+	struct list_head lhead;
+	struct idr object_idr;
+	struct xarray syncobj_xa;
+};
+struct drm_file keep_drm_file;
+
+struct drm_syncobj {
+	struct kref refcount;
+	struct dma_fence *fence;
+	struct list_head cb_list;
+	struct list_head ev_fd_list;
+	spinlock_t lock;
+	struct file *file;
+};
+struct drm_syncobj keep_drm_syncobj;
+
+struct drm_plane_state {
+	struct drm_plane *plane;
+	struct dma_fence *fence;
+};
+
+struct drm_plane {
+	struct list_head head;
+	struct drm_plane_state *state;
+};
+struct drm_plane keep_drm_plane;
+
+struct drm_gem_object;
+
+struct drm_gem_object_funcs {
+	void (*free)(struct drm_gem_object *obj);
+};
+
+struct drm_gem_object {
+	struct kref refcount;
+	struct dma_resv *resv;
+	struct dma_resv _resv;
+	const struct drm_gem_object_funcs *funcs;
+};
+struct drm_gem_object keep_drm_gem_object;
+
+static void gem_free(struct drm_gem_object *obj)
+{
+}
+
+const struct drm_gem_object_funcs virtio_gpu_shmem_funcs = {
+	.free = gem_free,
+};
+
+struct virtio_gpu_framebuffer {
+	char base[200];
+};
+struct virtio_gpu_framebuffer keep_virtio_gpu_framebuffer;
+
+struct virtio_gpu_plane_state {
+	struct drm_plane_state base;
+	struct virtio_gpu_fence *fence;
+};
+struct virtio_gpu_plane_state keep_virtio_gpu_plane_state;
+
+struct virtio_gpu_device {
+	struct drm_device *ddev;
+	struct virtio_gpu_fence_driver fence_drv;
+};
+struct virtio_gpu_device keep_virtio_gpu_device;
+
+struct xarray drm_minors_xa;
 
 /* include/linux/mm_types.h */
 
@@ -440,4 +592,17 @@ const struct dma_fence_ops drm_sched_fence_ops_finished = {
 	.get_driver_name = get_name,
 	.get_timeline_name = get_name,
 	.release = release,
+};
+
+static int file_release(void *inode, struct file *file)
+{
+	return 0;
+}
+
+const struct file_operations sync_file_fops = {
+	.release = file_release,
+};
+
+const struct file_operations drm_syncobj_file_fops = {
+	.release = file_release,
 };
