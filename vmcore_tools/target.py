@@ -20,6 +20,7 @@ from vmcore_tools import debug_info, preflight
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.dump.page_map import DumpError, PageMap, merge_runs, page_map_of_file
+from vmcore_tools.dump.plain_file import PlainFile
 from vmcore_tools.errors import TargetError, printable
 from vmcore_tools.kernel.resource import system_ram
 from vmcore_tools.model import Absent, Evidence, Kind, Scalar
@@ -76,7 +77,7 @@ def open_core(
     with debug_info.drgn_log():
         prog = set_core_dump(path, _read_vmcoreinfo(vmcoreinfo))
     found = debug_info.load(prog, symbols, kernel_directories, debug_directories)
-    return _target(prog, page_map, found)
+    return _target(prog, page_map, found, _plain_file(path, page_map))
 
 
 def open_live(
@@ -160,7 +161,8 @@ def from_program(prog: Program) -> Target:
         )
     found = debug_info.of_program(prog)
     if prog.core_dump_path is not None and not prog.flags & ProgramFlags.IS_LIVE:
-        return _target(prog, read_page_map(prog.core_dump_path), found)
+        page_map = read_page_map(prog.core_dump_path)
+        return _target(prog, page_map, found, _plain_file(prog.core_dump_path, page_map))
     return _target(prog, _page_map_of_live(prog), found)
 
 
@@ -279,9 +281,20 @@ def _page_map_of_live(prog: Program) -> PageMap:
     return PageMap("live kernel" if local else "QEMU guest", page_size_bytes, merge_runs(ranges))
 
 
-def _target(prog: Program, page_map: PageMap, found: DebugInfo) -> Target:
+def _plain_file(path: PathLike, page_map: PageMap) -> Optional[PlainFile]:
+    if not len(page_map.segments):
+        return None
+    try:
+        return PlainFile(path, page_map.segments)
+    except OSError:
+        return None  # drgn has it open
+
+
+def _target(
+    prog: Program, page_map: PageMap, found: DebugInfo, plain: Optional[PlainFile] = None
+) -> Target:
     _check_identity(prog, page_map)
-    return Target(prog, Memory(prog, page_map), _facts(prog, page_map, found), found)
+    return Target(prog, Memory(prog, page_map, plain), _facts(prog, page_map, found), found)
 
 
 def _check_identity(prog: Program, page_map: PageMap) -> None:

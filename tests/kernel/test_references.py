@@ -38,9 +38,10 @@ class FakeMemory:
     damaged: Sequence[int] = ()
     prog: Any = None
     reads: int = 0
+    reads_in_parallel: bool = False
 
     def read_pages(
-        self, pfns: npt.NDArray[np.uint64]
+        self, pfns: npt.NDArray[np.uint64], buffer: Any = None
     ) -> Tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         self.reads += len(pfns)
         data = np.zeros((len(pfns), WORDS), dtype=np.uint64)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from drgn import FaultError, Program, ProgramFlags
 
 from vmcore_tools.dump.page_map import PageMap
+from vmcore_tools.dump.plain_file import PlainFile
 
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
@@ -39,25 +40,34 @@ class Memory:
 
     :ivar prog: the drgn program that reads it
     :ivar page_map: the pages that it holds
+    :ivar plain: the dump file, if its pages can be read from it as they are
     """
 
     prog: Program
     page_map: PageMap
+    plain: Optional[PlainFile] = None
     _kept: Dict[int, Tuple[Bytes, Flags]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
-    def read_pages(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
+    def read_pages(self, pfns: Pfns, buffer: Optional[Bytes] = None) -> Tuple[Bytes, Flags]:
         """
         Read whole pages by page frame number.
 
         :param pfns: uint64 array of shape (n,), sorted
+        :param buffer: uint8 array of shape (n or more, page size), which may be
+            returned instead of a new one: fresh memory costs as much as a read
         :return: uint8 array of shape (n, page size), and bool array of shape
             (n,): which rows were read; the others are zero
         """
         if self._keeps():
             return self._kept_pages(pfns)
-        return self._read_present(pfns)
+        return self._read_present(pfns, buffer)
+
+    @property
+    def reads_in_parallel(self) -> bool:
+        """Whether reads by several threads are faster than by one."""
+        return self.plain is not None and not self._keeps()
 
     def _keeps(self) -> bool:
         # A live target changes: what was read before is not what is there now.
@@ -82,9 +92,9 @@ class Memory:
             read[start:end] = self._kept[block][1][rows]
         return data, read
 
-    def _read_present(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
+    def _read_present(self, pfns: Pfns, buffer: Optional[Bytes] = None) -> Tuple[Bytes, Flags]:
         page_size = self.page_map.page_size_bytes
-        whole = self._read_whole(pfns)
+        whole = self._read_whole(pfns, buffer)
         if whole is not None:
             return whole, np.ones(len(pfns), dtype=bool)
         data = np.zeros((len(pfns), page_size), dtype=np.uint8)
@@ -100,7 +110,7 @@ class Memory:
                 self._read_run(pfns, rows, data, read)
         return data, read
 
-    def _read_whole(self, pfns: Pfns) -> Optional[Bytes]:
+    def _read_whole(self, pfns: Pfns, buffer: Optional[Bytes]) -> Optional[Bytes]:
         """One run of present pages, as drgn reads it: a copy would take as long again."""
         page_size = self.page_map.page_size_bytes
         count = len(pfns)
@@ -110,6 +120,12 @@ class Memory:
             return None
         if not self.page_map.has_run(int(pfns[0]), int(pfns[-1]) + 1):
             return None
+        if self.plain is not None:
+            data = (
+                np.empty((count, page_size), dtype=np.uint8) if buffer is None else buffer[:count]
+            )
+            if self.plain.read(int(pfns[0]), data):
+                return data
         try:
             raw = self.prog.read(int(pfns[0]) * page_size, count * page_size, physical=True)
         except FaultError:

@@ -66,6 +66,8 @@ class PageMap:
     :ivar hole_runs: uint64 array of shape (h, 2): page frames that an ELF file
         has a segment of, but not the bytes. ``makedumpfile -E`` leaves out
         pages of zeros that way, and those that it excludes for their use.
+    :ivar segments: int64 array of shape (k, 3): where an ELF file has pages as
+        they are: first page frame, the one behind the last, and file offset
     """
 
     format: str
@@ -76,6 +78,9 @@ class PageMap:
     truncated: Optional[str] = None
     zero_filled_holes: bool = False
     hole_runs: Runs = dataclasses.field(default_factory=lambda: merge_runs(()))
+    segments: npt.NDArray[np.int64] = dataclasses.field(
+        default_factory=lambda: np.zeros((0, 3), dtype=np.int64)
+    )
 
     @functools.cached_property
     def present_pages(self) -> int:
@@ -139,7 +144,9 @@ def page_map_of_file(path: Union[str, Path]) -> PageMap:
         truncated = page_map.truncated
         if flattened.truncated:
             truncated = "the flattened file has no end record"
-        return dataclasses.replace(page_map, flattened=True, truncated=truncated)
+        return dataclasses.replace(
+            page_map, flattened=True, truncated=truncated, segments=np.zeros((0, 3), dtype=np.int64)
+        )
 
 
 def _page_map(file: BinaryIO, size_bytes: int) -> PageMap:
@@ -288,6 +295,7 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         raise DumpError(f"its ELF headers are damaged: {error}") from error
     page_size_bytes = _elf_page_size(file, elf)
     present: List[Tuple[int, int]] = []
+    in_file: List[Tuple[int, int, int]] = []
     cut_off_bytes = 0
     holes: List[Tuple[int, int]] = []
     for physical, offset, file_bytes, memory_bytes in segments:
@@ -299,7 +307,10 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         if file_bytes < memory_bytes:
             end = (physical + memory_bytes) // page_size_bytes
             holes.append((-(-(physical + file_bytes) // page_size_bytes), end))
-        present.append((start, (physical + available) // page_size_bytes))
+        end = (physical + available) // page_size_bytes
+        present.append((start, end))
+        if start < end:
+            in_file.append((start, end, offset + start * page_size_bytes - physical))
     return PageMap(
         f"ELF core dump ({machine})",
         page_size_bytes,
@@ -311,6 +322,7 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         ),
         zero_filled_holes=bool(holes),
         hole_runs=merge_runs(holes),
+        segments=np.array(in_file, dtype=np.int64).reshape(-1, 3),
     )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import threading
 from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from drgn.helpers.linux.percpu import per_cpu
 from drgn.helpers.linux.sched import idle_task, task_on_cpu
 
 from vmcore_tools.dump.memory import Memory
+from vmcore_tools.dump.parallel import in_order
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
 from vmcore_tools.kernel.page_lists import for_each_cpu_free_page
 from vmcore_tools.kernel.page_struct_map import PageStructMap, page_struct_map
@@ -51,6 +53,8 @@ _CHUNK_BYTES = 2 << 20
 _LONG_RUN_PAGES = 16
 #: Page frames that are looked up at a time.
 _FRAMES_AT_ONCE = 1 << 20
+#: Threads that read and test; each is mostly in NumPy or waits for the file.
+_WORKERS_MAX = 2
 #: Targets are first looked for by blocks of memory, of a page or more.
 _BLOCK_BITS_MIN = 12
 _BLOCKS_MAX = 1 << 22
@@ -155,23 +159,32 @@ def scan(
 
     :param progress: shows how far it is
     """
-    found: List[Tuple[U64, U64, npt.NDArray[np.int64]]] = []
-    pages_read = 0
     runs = _kernel_runs(memory, pages)
     kernel_pages = int((runs[:, 1] - runs[:, 0]).sum())
     pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
     chunks = sum(1 for _ in _chunks(runs, pages_max))
-    for pfns in progress(_chunks(runs, pages_max), "scanning for references", chunks):
-        data, read = memory.read_pages(pfns)
-        pages_read += int(np.count_nonzero(read))
+
+    local = threading.local()
+
+    def test(pfns: U64) -> Tuple[int, U64, U64, npt.NDArray[np.int64]]:
+        if not hasattr(local, "buffer"):
+            shape = pages_max, memory.page_map.page_size_bytes
+            local.buffer = np.empty(shape, dtype=np.uint8)
+        data, read = memory.read_pages(pfns, local.buffer)
         words = data.reshape(-1).view(np.uint64)
         position, target = targets.hits(words)
-        if not len(position):
-            continue
-        words_per_page = data.shape[1] // 8
-        page, word = np.divmod(position, words_per_page)
+        page, word = np.divmod(position, data.shape[1] // 8)
         physical = pfns[page] * np.uint64(data.shape[1]) + word.astype(np.uint64) * np.uint64(8)
-        found.append((physical, words[position], target))
+        return int(np.count_nonzero(read)), physical, words[position], target
+
+    found: List[Tuple[U64, U64, npt.NDArray[np.int64]]] = []
+    pages_read = 0
+    workers = _WORKERS_MAX if memory.reads_in_parallel else 1
+    tested = in_order(test, _chunks(runs, pages_max), workers)
+    for read, *hits_of_chunk in progress(tested, "scanning for references", chunks):
+        pages_read += read
+        if len(hits_of_chunk[0]):
+            found.append((hits_of_chunk[0], hits_of_chunk[1], hits_of_chunk[2]))
     nothing = np.zeros(0, dtype=np.uint64)
     hits = Hits(
         np.concatenate([nothing, *(physical for physical, _, _ in found)]),
