@@ -39,6 +39,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
     ),
     ("vmcore_tools.kernel", {"vmcore_tools.dump"}),
     ("vmcore_tools.dump", set()),
+    ("vmcore_tools.knowledge", {"vmcore_tools.model"}),
     ("vmcore_tools.model", set()),
     ("vmcore_tools.errors", set()),
     ("vmcore_tools.frames", {"vmcore_tools.model"}),
@@ -50,6 +51,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "drgn_scripts",  # whose analyses it finds
             "vmcore_tools.__version__",
             "vmcore_tools.analysis",
+            "vmcore_tools.knowledge",
             "vmcore_tools.model",
             "vmcore_tools.target",
             "vmcore_tools.unloadable",

@@ -244,8 +244,12 @@ def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
 
     commands.add_parser("list", help="the analyses and their rules")
 
-    explain = commands.add_parser("explain", help="the page of a rule or an analysis")
-    explain.add_argument("name", metavar="NAME", help="a rule, such as VT201, or an analysis")
+    explain = commands.add_parser(
+        "explain", help="the page of a rule, an analysis or a known issue"
+    )
+    explain.add_argument(
+        "name", metavar="NAME", help="a rule, such as VT201, an analysis, or a known issue"
+    )
     return parser
 
 

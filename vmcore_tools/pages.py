@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What ``list`` and ``explain`` show of the analyses and their rules."""
+"""What ``list`` and ``explain`` show of the analyses, their rules and known issues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import textwrap
 from typing import Iterator, Optional, Sequence
 
 from vmcore_tools.analysis import Analysis
+from vmcore_tools.knowledge import Entry, knowledge
 from vmcore_tools.model import Rule
+from vmcore_tools.report.format import known_issue_facts
 
 _WIDTH = 79
 
@@ -25,13 +27,20 @@ def _list_lines(analysis: Analysis) -> Iterator[str]:
 
 
 def explain_page(analyses: Sequence[Analysis], name: str) -> Optional[str]:
-    """The page of the rule, by ID or slug, or of the analysis; None if there is none."""
+    """
+    The page of the rule, by ID or slug, of the analysis, or of the known issue.
+
+    :return: None if there is none
+    """
     for analysis in analyses:
         if analysis.name == name:
             return _analysis_page(analysis)
         for rule in analysis.rules:
             if name.upper() == rule.id or name == rule.slug:
                 return _rule_page(analysis, rule)
+    for entry in knowledge().entries:
+        if name == entry.issue.id:
+            return _issue_page(entry)
     return None
 
 
@@ -62,4 +71,23 @@ def _rule_page(analysis: Analysis, rule: Rule) -> str:
     if rule.page:
         paragraphs.append(textwrap.dedent(rule.page).strip())
     paragraphs.append(textwrap.fill(f"What to do: {rule.remedy}", _WIDTH))
+    known = [entry.issue for entry in knowledge().entries if entry.rule == rule.id]
+    if known:
+        lines = [f"  {issue.id}: {issue.title}" for issue in known]
+        paragraphs.append("\n".join(["Known issues that findings are compared with:", *lines]))
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _issue_page(entry: Entry) -> str:
+    paragraphs = [f"{entry.issue.id} (a known issue, compared with findings of {entry.rule})"]
+    # The first of the facts is for findings: it names the issue.
+    paragraphs.append(textwrap.fill(entry.issue.title, _WIDTH))
+    for name, text in list(known_issue_facts(entry.issue))[1:]:
+        text = text if name == "known issue" else f"{name}: {text}"
+        paragraphs.append(textwrap.fill(text, _WIDTH, break_long_words=False))
+    for key in entry.keys:
+        parts = ", then ".join(" or ".join(part) for part in key)
+        paragraphs.append(
+            textwrap.fill(f"A finding looks like it if its signature is of {parts}.", _WIDTH)
+        )
     return "\n\n".join(paragraphs) + "\n"

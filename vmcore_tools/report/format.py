@@ -6,7 +6,7 @@ from __future__ import annotations
 import string
 from typing import Any, Callable, Iterator, Tuple, Union
 
-from vmcore_tools.model import Absent, Evidence, Finding, Frame, Gap, Kind, Ref
+from vmcore_tools.model import Absent, Evidence, Finding, Frame, Gap, Kind, KnownIssue, Ref
 
 _BYTES_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -160,6 +160,19 @@ def evidence_lines(finding: Finding) -> Iterator[Evidence]:
     """The evidence that the message does not show."""
     shown = {name for _, name, _, _ in string.Formatter().parse(finding.message)}
     return (item for item in finding.evidence if item.name not in shown)
+
+
+def known_issue_facts(issue: KnownIssue) -> Iterator[Tuple[str, str]]:
+    """Name and text of each thing to say of a known issue that a finding looks like."""
+    yield "looks like the known issue", f"{issue.title} ({issue.id})"
+    yield "known issue", issue.explanation
+    for name, commits in (("brought by", issue.introduced), ("fixed by", issue.fixed)):
+        for commit in commits:
+            yield name, f'{commit.commit} ("{commit.subject}") in {commit.release}'
+    if issue.this_kernel is not None:
+        yield "this kernel", issue.this_kernel
+    for reference in issue.references:
+        yield "see", reference
 
 
 def ref_text(ref: Ref) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any, Dict, Iterable, List, Union
 
@@ -110,6 +111,7 @@ def _finding(finding: Finding) -> Dict[str, Any]:
         "remedy": finding.rule.remedy,
         "stacks": list(finding.stacks),
         "unread": list(finding.unread),
+        "known_issues": [dataclasses.asdict(issue) for issue in finding.known_issues],
     }
 
 

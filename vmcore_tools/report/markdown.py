@@ -26,6 +26,7 @@ from vmcore_tools.report.format import (
     address_text,
     escape,
     evidence_lines,
+    known_issue_facts,
     label,
     message_text,
     stack_lines,
@@ -164,6 +165,11 @@ class _Renderer:
             *(f"- unread: {code(text)}" for text in finding.unread),
             f"- what to do: {plain(rule.remedy)}",
             f"- signature: {code(finding.signature)}",
+            *(
+                f"- {plain(name)}: {plain(text)}"
+                for issue in finding.known_issues
+                for name, text in known_issue_facts(issue)
+            ),
         ]
         stacks = [self._stack(id) for id in finding.stacks]
         return "\n".join(["\n".join(lines) + "\n", *stacks])
