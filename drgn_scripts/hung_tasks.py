@@ -29,6 +29,7 @@ from vmcore_tools.frames import task_stack
 from vmcore_tools.kernel.printk import log_records
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
+    hung_task_timeout_seconds,
     is_killable,
     is_queued,
     is_uninterruptible,
@@ -51,8 +52,6 @@ from vmcore_tools.model import (
 )
 
 _NS_PER_SECOND = 1_000_000_000
-#: CONFIG_DEFAULT_HUNG_TASK_TIMEOUT's own default, where the kernel has no khungtaskd.
-_DEFAULT_THRESHOLD_SECONDS = 120
 #: Tasks that a finding names; the count is always whole.
 _TASKS_NAMED = 20
 #: Frames behind the wait that make up a signature.
@@ -273,14 +272,7 @@ def _tasks(ctx: Context) -> Iterator[Object]:
 
 def _threshold_seconds(ctx: Context) -> int:
     given = ctx.options["threshold_seconds"]
-    if given is not None:
-        return int(given)
-    try:
-        # 0 turns khungtaskd off.
-        seconds = int(ctx.prog["sysctl_hung_task_timeout_secs"].value_())
-    except (KeyError, FaultError):
-        seconds = 0
-    return seconds or _DEFAULT_THRESHOLD_SECONDS
+    return hung_task_timeout_seconds(ctx.prog) if given is None else int(given)
 
 
 _KHUNGTASKD = re.compile(

@@ -132,6 +132,39 @@ class Stack:
 
 
 @dataclasses.dataclass(frozen=True)
+class GraphNode:
+    """A thing in a graph; the ID counts only in its graph."""
+
+    id: str
+    ref: Ref
+    facts: Tuple[Evidence, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphEdge:
+    """*source* depends on *target*; *why* fits between their names: "is queued on"."""
+
+    source: str
+    target: str
+    why: str
+    proven: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """
+    What depends on what, up to the causes.
+
+    *roots* are the causes' IDs; all other nodes depend on one of them.
+    """
+
+    nodes: Tuple[GraphNode, ...]
+    edges: Tuple[GraphEdge, ...]
+    roots: Tuple[str, ...]
+    left_out: int = 0  #: nodes that would have made it too large
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """A kind of finding; the ID is never reused."""
 
@@ -141,33 +174,6 @@ class Rule:
     summary: str  #: one line: what it means
     remedy: str  #: one line: what to do next
     page: str = ""  #: for ``explain``: how it is decided, what it cannot see
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelCommit:
-    """A commit of the upstream kernel; *release* is the first with it: ``v5.9``."""
-
-    commit: str
-    subject: str
-    release: str
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownIssue:
-    """
-    An issue of kernels that a finding looks like; that it is it is never proven.
-
-    *introduced* is empty where it is not known. *this_kernel* is what the
-    kernel's release says, None without one; it knows nothing of backports.
-    """
-
-    id: str
-    title: str
-    explanation: str
-    introduced: Tuple[KernelCommit, ...]
-    fixed: Tuple[KernelCommit, ...]
-    references: Tuple[str, ...]
-    this_kernel: Optional[str] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +197,7 @@ class Finding:
     related: Tuple[Ref, ...] = ()
     stacks: Tuple[str, ...] = ()
     unread: Tuple[str, ...] = ()  #: what could still refute it
-    known_issues: Tuple[KnownIssue, ...] = ()  #: the runner sets it, no analysis
+    graph: Optional[Graph] = None
 
     @property
     def signature(self) -> str:

@@ -39,7 +39,6 @@ from vmcore_tools.analysis import (
     Progress,
     Requires,
 )
-from vmcore_tools.knowledge import knowledge, with_known_issues
 from vmcore_tools.model import (
     Absent,
     AnalysisResult,
@@ -80,7 +79,6 @@ def find_analyses() -> Tuple[Analysis, ...]:
     """
     Every analysis that is installed, in a fixed order: those of the package
     ``drgn_scripts`` by module name, then those of other packages by entry point.
-    A file of known issues that cannot be loaded stands among them, to be reported.
     """
     import drgn_scripts
 
@@ -97,8 +95,6 @@ def find_analyses() -> Tuple[Analysis, ...]:
                 entry_point.value, f"another analysis has the name {analysis.name}"
             )
         found[analysis.name] = analysis
-    for value, reason in knowledge().unloadable:
-        found[value] = unloadable(value, reason)
     return tuple(found.values())
 
 
@@ -206,21 +202,11 @@ def _run_one(
         name=analysis.name,
         status=status,
         reason=reason,
-        findings=tuple(
-            with_known_issues(finding, _release(target), knowledge().entries)
-            for finding in collector.findings
-        ),
+        findings=tuple(collector.findings),
         tables=collector.tables(),
         gaps=gaps,
         seconds=time.monotonic() - start,
     )
-
-
-def _release(target: Target) -> Optional[str]:
-    for fact in target.facts:
-        if fact.name == "kernel_release" and isinstance(fact.value, str):
-            return fact.value
-    return None
 
 
 def _one_line(error: Exception) -> str:
@@ -333,6 +319,9 @@ class _Collector:
                 )
         for item in finding.evidence:
             self._check_evidence(rule.id, item)
+        for node in () if finding.graph is None else finding.graph.nodes:
+            for item in node.facts:
+                self._check_evidence(f"{rule.id} {node.id}", item)
         for id in finding.stacks:
             self._check_stack(rule.id, id)
 

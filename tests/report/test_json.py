@@ -108,7 +108,7 @@ def test_finding() -> None:
         "remedy": "Look for a missing dma_fence_put() in the allocating function.",
         "stacks": [STACK.id],
         "unread": ["the vmalloc area"],
-        "known_issues": [],
+        "graph": None,
     }
 
 

@@ -22,6 +22,8 @@ TASK_NOLOAD = 0x0400
 #: ``pid_max`` cannot be set higher (PID_MAX_LIMIT).
 _TASKS_MAX = 4 << 20
 _FRAMES_MAX = 200
+#: CONFIG_DEFAULT_HUNG_TASK_TIMEOUT's own default, where the kernel has no khungtaskd.
+_DEFAULT_HUNG_TASK_SECONDS = 120
 
 
 def task_state(task: Object) -> int:
@@ -91,6 +93,16 @@ def for_each_bounded_task(prog: Program) -> Iterator[Object]:
         if number >= _TASKS_MAX:
             return
         yield task
+
+
+def hung_task_timeout_seconds(prog: Program) -> int:
+    """For how long a task may be blocked: kernel.hung_task_timeout_secs, or its default."""
+    try:
+        # 0 turns khungtaskd off.
+        seconds = int(prog["sysctl_hung_task_timeout_secs"].value_())
+    except (KeyError, FaultError):
+        seconds = 0
+    return seconds or _DEFAULT_HUNG_TASK_SECONDS
 
 
 def sched_now_ns(prog: Program) -> int:

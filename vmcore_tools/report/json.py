@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from typing import Any, Dict, Iterable, List, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 from vmcore_tools.model import (
     SCHEMA_VERSION,
@@ -15,6 +14,7 @@ from vmcore_tools.model import (
     Finding,
     Frame,
     Gap,
+    Graph,
     Kind,
     Ref,
     Report,
@@ -23,9 +23,13 @@ from vmcore_tools.model import (
     columns,
 )
 from vmcore_tools.report.format import address_text, message_text
+from vmcore_tools.report.graph import mermaid_lines
 
 
 def render(report: Report, *, timings: bool = False) -> str:
+    found = report.findings
+    with_graph = [number for number, finding in enumerate(found) if finding.graph is not None]
+    graphs = {number: f"graph-{id}" for id, number in enumerate(with_graph, 1)}
     return dump(
         {
             **head(report.tool_version, report.target),
@@ -35,7 +39,15 @@ def render(report: Report, *, timings: bool = False) -> str:
                 "gaps": [_gap(a, gap) for a in report.analyses for gap in a.gaps],
             },
             "analyses": [_analysis(a, timings) for a in report.analyses],
-            "findings": [_finding(finding) for finding in report.findings],
+            "findings": [
+                _finding(finding, graphs.get(number)) for number, finding in enumerate(found)
+            ],
+            "graphs": {
+                id: _graph(graph)
+                for number, id in graphs.items()
+                for graph in [found[number].graph]
+                if graph is not None
+            },
             "stacks": {id: _stack(stack) for id, stack in sorted(report.stacks.items())},
             "tables": {
                 a.name: {table.row_type.__name__: _table(table) for table in a.tables}
@@ -97,7 +109,7 @@ def _analysis(analysis: AnalysisResult, timings: bool) -> Dict[str, Any]:
     return document
 
 
-def _finding(finding: Finding) -> Dict[str, Any]:
+def _finding(finding: Finding, graph: Optional[str]) -> Dict[str, Any]:
     return {
         "rule": finding.rule.id,
         "slug": finding.rule.slug,
@@ -111,7 +123,7 @@ def _finding(finding: Finding) -> Dict[str, Any]:
         "remedy": finding.rule.remedy,
         "stacks": list(finding.stacks),
         "unread": list(finding.unread),
-        "known_issues": [dataclasses.asdict(issue) for issue in finding.known_issues],
+        "graph": graph,
     }
 
 
@@ -122,6 +134,27 @@ def _ref(ref: Ref) -> Dict[str, Any]:
         "name": _value(ref.name_kind, ref.name),
         "address": address,
         "pid": ref.pid,
+    }
+
+
+def _graph(graph: Graph) -> Dict[str, Any]:
+    return {
+        "nodes": [
+            {"id": node.id, "ref": _ref(node.ref), "facts": _facts(node.facts)}
+            for node in graph.nodes
+        ],
+        "edges": [
+            {
+                "source": edge.source,
+                "target": edge.target,
+                "why": edge.why,
+                "proven": edge.proven,
+            }
+            for edge in graph.edges
+        ],
+        "roots": list(graph.roots),
+        "left_out": graph.left_out,
+        "mermaid": "\n".join(mermaid_lines(graph)) + "\n",
     }
 
 

@@ -26,12 +26,12 @@ from vmcore_tools.report.format import (
     address_text,
     escape,
     evidence_lines,
-    known_issue_facts,
     label,
     message_text,
     stack_lines,
     value_text,
 )
+from vmcore_tools.report.graph import mermaid_lines
 from vmcore_tools.report.summary import (
     analysis_line,
     gaps,
@@ -74,10 +74,10 @@ def code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def code_block(lines: Iterable[str]) -> str:
+def code_block(lines: Iterable[str], language: str = "text") -> str:
     text = "\n".join(lines)
     fence = "`" * max(3, _longest_run(text) + 1)
-    return f"{fence}text\n{text}\n{fence}\n"
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def value(kind: Kind, value: Any) -> str:
@@ -165,14 +165,12 @@ class _Renderer:
             *(f"- unread: {code(text)}" for text in finding.unread),
             f"- what to do: {plain(rule.remedy)}",
             f"- signature: {code(finding.signature)}",
-            *(
-                f"- {plain(name)}: {plain(text)}"
-                for issue in finding.known_issues
-                for name, text in known_issue_facts(issue)
-            ),
         ]
-        stacks = [self._stack(id) for id in finding.stacks]
-        return "\n".join(["\n".join(lines) + "\n", *stacks])
+        parts = ["\n".join(lines) + "\n"]
+        if finding.graph is not None:
+            parts.append(code_block(mermaid_lines(finding.graph), "mermaid"))
+        parts += [self._stack(id) for id in finding.stacks]
+        return "\n".join(parts)
 
     def _stack(self, id: str) -> str:
         if id in self._stacks_shown:

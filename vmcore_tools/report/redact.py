@@ -18,6 +18,7 @@ from vmcore_tools.model import (
     Evidence,
     Finding,
     Gap,
+    Graph,
     Kind,
     Ref,
     Report,
@@ -75,6 +76,7 @@ class _Redactor:
             evidence=self._evidence(finding.evidence),
             subject=self._ref(finding.subject),
             related=tuple(self._ref(ref) for ref in finding.related),
+            graph=_map_graph(finding.graph, self._ref, self._evidence),
         )
 
     def _table(self, table: Table) -> Table:
@@ -119,6 +121,20 @@ class _Redactor:
 
     def _address(self, address: int) -> str:
         return self._addresses.setdefault(address, f"address-{len(self._addresses) + 1}")
+
+
+def _map_graph(
+    graph: Optional[Graph],
+    ref: Callable[[Ref], Ref],
+    facts: Callable[[Tuple[Evidence, ...]], Tuple[Evidence, ...]],
+) -> Optional[Graph]:
+    if graph is None:
+        return None
+    nodes = tuple(
+        dataclasses.replace(node, ref=ref(node.ref), facts=facts(node.facts))
+        for node in graph.nodes
+    )
+    return dataclasses.replace(graph, nodes=nodes)
 
 
 class _Scrubber:
@@ -175,6 +191,7 @@ class _Scrubber:
             evidence=self.evidence(finding.evidence),
             related=tuple(self._ref(ref) for ref in finding.related),
             unread=tuple(self._text(text) for text in finding.unread),
+            graph=_map_graph(finding.graph, self._ref, self.evidence),
         )
 
     def _table(self, table: Table) -> Table:

@@ -20,13 +20,13 @@ from vmcore_tools.report.format import (
     NUMERIC_KINDS,
     escape,
     evidence_lines,
-    known_issue_facts,
     label,
     message_text,
     ref_text,
     stack_lines,
     value_text,
 )
+from vmcore_tools.report.graph import tree_lines
 from vmcore_tools.report.summary import (
     analysis_line,
     gaps,
@@ -110,6 +110,10 @@ class _Renderer:
             yield from self._field(label(item.name, item.kind), value_text(item.kind, item.value))
         for ref in finding.related:
             yield from self._field("related", ref_text(ref))
+        if finding.graph is not None:
+            yield f"{_INDENT}who waits for whom:"
+            for line in tree_lines(finding.graph, self._width - len(_INDENT * 2)):
+                yield _INDENT * 2 + line
         for id in finding.stacks:
             yield from self._stack(id)
         for text in finding.unread:
@@ -118,9 +122,6 @@ class _Renderer:
             self._rules_shown.add(rule.id)
             yield from self._field("what to do", rule.remedy)
         yield from self._field("signature", finding.signature)
-        for issue in finding.known_issues:
-            for name, text in known_issue_facts(issue):
-                yield from self._field(name, escape(text))
 
     def _field(self, name: str, text: str) -> List[str]:
         return self._wrap(f"{name}: {text}", _INDENT, _INDENT)

@@ -1,0 +1,740 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Why tasks are stuck, and who is to blame: the graph of who waits for whom.
+
+It starts from each task in uninterruptible sleep and follows what it waits
+for: a lock to its holder, flush_work() to the work, its pool and the worker
+that would run it, a task that can run to its CPU. What stands at the end is
+the cause: a CPU that one task keeps to itself (VT311), a work that does not
+end or a pool in which nothing runs (VT312), the holder of a lock that sleeps
+in something else (VT313); or the chain ends in itself, a deadlock (VT310).
+The cause behind which the most tasks wait comes first.
+
+A wait is believed only if the kernel's own lists show it (the task is on the
+lock's list of waiters), and a cause is reported only if somebody has waited
+behind it for --threshold-seconds: by default the kernel's own
+kernel.hung_task_timeout_secs. Tasks whose wait could not be told, or of whose
+wait the kernel does not say who ends it, are in the table with their stack.
+
+It does not know who completes a plain completion or wakes a wait queue, nor
+what a device is doing.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from drgn import FaultError, Object, Program, StackTrace
+from drgn.helpers import ValidationError
+
+from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.frames import stack_of_trace
+from vmcore_tools.kernel.run_queue import (
+    RunQueue,
+    for_each_run_queue,
+    is_realtime,
+    need_resched,
+    rt_throttling_off,
+    scheduling_policy,
+)
+from vmcore_tools.kernel.symbols import symbol_name
+from vmcore_tools.kernel.task import (
+    for_each_bounded_task,
+    hung_task_timeout_seconds,
+    is_queued,
+    is_uninterruptible,
+    sched_now_ns,
+    sleep_time_ns,
+    task_comm,
+)
+from vmcore_tools.kernel.wait_chain import (
+    CPU,
+    HELD_BY,
+    OBJECT,
+    POOL,
+    READ_BY,
+    RUN_BY,
+    TASK,
+    WORK,
+    WORKQUEUE,
+    Node,
+    WaitChains,
+    held_up_workers,
+    pool_cpu,
+)
+from vmcore_tools.kernel.wait_graph import Edge, Root
+from vmcore_tools.kernel.workqueue import (
+    for_each_worker,
+    for_each_worker_pool,
+    pool_highpri,
+    pool_without_progress_ns,
+    worker_is_idle,
+)
+from vmcore_tools.model import (
+    Absent,
+    Confidence,
+    Evidence,
+    Finding,
+    Graph,
+    GraphEdge,
+    GraphNode,
+    Kind,
+    Maybe,
+    Ref,
+    Rule,
+    Severity,
+    Stack,
+    column,
+)
+
+_NS_PER_SECOND = 1_000_000_000
+#: Tasks that a finding names; the count is always whole.
+_TASKS_NAMED = 20
+#: Nodes that a finding's graph shows, those nearest to the cause first.
+_NODES_SHOWN = 60
+_STACKS_SHOWN = 4
+#: Frames behind the switch to another task that make up a signature.
+_SIGNATURE_FRAMES = 6
+_IN_SCHEDULER = re.compile(r"context_switch|__switch_to.*|_*schedule(_.*)?")
+
+DEADLOCK = Rule(
+    id="VT310",
+    slug="deadlock",
+    severity=Severity.CRITICAL,
+    summary="Tasks wait for each other in a circle: none of them can go on.",
+    remedy="Two paths take the same locks in different orders: their stacks show where.",
+    page="""\
+Each task of the circle is on the list of waiters of a lock, or waits for a
+work, that the next one has. It is `proven` where the kernel's structures name
+every holder; an rwsem names only its last reader, who may have let go, and
+makes it `suspected`. The circle shown is the shortest one.""",
+)
+CPU_MONOPOLISED = Rule(
+    id="VT311",
+    slug="cpu-monopolised",
+    severity=Severity.ERROR,
+    summary="A CPU runs one task, or real-time tasks, while others have waited for it too long.",
+    remedy=(
+        "Stop the task, or give it another policy or CPU; leave real-time throttling on "
+        "(kernel.sched_rt_runtime_us). A task in the kernel must call cond_resched()."
+    ),
+    page="""\
+`held_ns` is how long somebody has certainly waited for the CPU: from
+sched_info, or from a pool of per-CPU works whose only woken worker has not run
+since its first work was queued. Without either (CONFIG_SCHED_INFO and
+CONFIG_WQ_WATCHDOG are off) there is only `at_most_ns`, the time since any task
+on the queue last ran, and the finding is `likely`.""",
+)
+WORK_STUCK = Rule(
+    id="VT312",
+    slug="work-stuck",
+    severity=Severity.ERROR,
+    summary="A work does not end, or a pool does not start its works, and tasks wait for that.",
+    remedy="Look at the worker's stack: what it waits for there keeps all of them waiting.",
+    page="""\
+The work is being run by a worker that sleeps in a wait of which nobody is
+known to end it, or that runs on; or works are pending in a pool and none of its
+workers was woken.""",
+)
+HOLDER_ASLEEP = Rule(
+    id="VT313",
+    slug="lock-holder-asleep",
+    severity=Severity.ERROR,
+    summary="Tasks wait for a lock whose holder sleeps in something else.",
+    remedy="Look at the holder's stack: find out who should wake it there.",
+    page="""\
+The holder is the task that the lock itself names. What it sleeps in is given
+where the kernel's lists show it; nobody is known who would end it. For an rwsem
+that readers have, the lock names only the last one: then it is `suspected`.""",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WaitingTask:
+    """A task in uninterruptible sleep, and what keeps it there; the longest sleeper first."""
+
+    pid: int = column(Kind.PID)
+    comm: str = column(Kind.SENSITIVE)
+    wait_ns: Maybe[int] = column(Kind.DURATION)
+    waits_for: Maybe[str] = column(Kind.TEXT)
+    object: Maybe[int] = column(Kind.ADDRESS)
+    evidence: Maybe[str] = column(Kind.TEXT)
+    cause: Maybe[str] = column(Kind.TEXT)
+    cause_pid: Maybe[int] = column(Kind.PID)
+    task: int = column(Kind.ADDRESS)
+    stack: str = column(Kind.STACK)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """A CPU that tasks wait for."""
+
+    queue: RunQueue
+    at_least_ns: Optional[int]
+    at_most_ns: Optional[int]
+
+
+def analyze(ctx: Context) -> Iterator[Any]:
+    yield from _Analyzer(ctx).run()
+
+
+class _Analyzer:
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._prog = ctx.prog
+        self._now_ns = sched_now_ns(ctx.prog)
+        self._tasks = self._all_tasks()
+        self._queues = self._run_queues()
+        self._threshold_ns = self._threshold()
+        self._cpu_threshold_ns = min(self._threshold_ns, _soft_lockup_ns(ctx.prog))
+        self._chains = WaitChains(
+            ctx.prog, self._tasks, self._queues, self._trace, self._lost_object
+        )
+        self._graph = self._chains.graph
+        #: The victims, and how long they have waited: 0 if that is not known.
+        self._waits: Dict[str, int] = {}
+        self._asleep: List[str] = []
+        self._traces: Dict[int, Optional[StackTrace]] = {}
+        self._stacks: Dict[int, Stack] = {}
+        self._shown: Dict[str, Stack] = {}
+
+    def run(self) -> Iterator[Any]:
+        self._follow_sleepers()
+        held = self._held_cpus()
+        roots = self._graph.rank(self._candidates(held), self._waits)
+        causes: Dict[str, Finding] = {}
+        for root in roots:
+            finding = self._finding(root, held)
+            if finding is None:
+                continue
+            for id in finding.stacks:
+                yield self._shown[id]
+            yield finding
+            for key in (*root.nodes, *root.victims):
+                causes.setdefault(key, finding)
+        for key in self._asleep:
+            yield from self._row(key, causes.get(key))
+
+    # What there is.
+
+    def _all_tasks(self) -> List[Object]:
+        tasks = []
+        try:
+            for task in for_each_bounded_task(self._prog):
+                tasks.append(task)
+        except FaultError as error:
+            self._ctx.coverage.gap("list of tasks", f"the walk broke off: {error}")
+        return tasks
+
+    def _run_queues(self) -> Dict[int, RunQueue]:
+        queues = {}
+        try:
+            for queue in for_each_run_queue(self._prog, self._now_ns):
+                queues[queue.cpu] = queue
+        except (FaultError, ValidationError) as error:
+            self._ctx.coverage.gap("run queue", f"it cannot be read: {error}")
+        return queues
+
+    def _threshold(self) -> int:
+        given = self._ctx.options["threshold_seconds"]
+        seconds = hung_task_timeout_seconds(self._prog) if given is None else int(given)
+        return seconds * _NS_PER_SECOND
+
+    def _trace(self, task: Object) -> Optional[StackTrace]:
+        address = task.value_()
+        if address not in self._stacks:
+            try:
+                trace: Optional[StackTrace] = self._prog.stack_trace(task)
+                self._stacks[address] = stack_of_trace(self._prog, trace)
+            except (ValueError, LookupError, FaultError) as error:
+                trace = None
+                self._stacks[address] = Stack((), note=f"it cannot be unwound: {error}")
+            self._traces[address] = trace
+        return self._traces[address]
+
+    def _lost_object(self, what: str, error: Exception, address: int) -> None:
+        self._ctx.coverage.gap(what, f"it cannot be followed: {error}", address)
+
+    def _follow_sleepers(self) -> None:
+        for task in self._ctx.progress(self._tasks, "tasks", len(self._tasks)):
+            try:
+                if not is_uninterruptible(task) or is_queued(task):
+                    continue
+                self._trace(task)
+                frames = self._stacks[task.value_()].frames
+                if any(frame.function == "__refrigerator" for frame in frames):
+                    continue  # frozen on purpose
+                wait_ns = sleep_time_ns(task, self._now_ns)
+                key = self._chains.add_task(task)
+            except FaultError as error:
+                self._ctx.coverage.gap("task", f"it cannot be read: {error}", task.value_())
+                continue
+            self._waits[key] = wait_ns or 0
+            self._asleep.append(key)
+        self._asleep.sort(key=lambda key: (-self._waits[key], key))
+
+    # Causes.
+
+    def _held_cpus(self) -> Dict[int, _Held]:
+        """The CPUs that somebody has waited for too long; those who wait become victims."""
+        least: Dict[int, List[int]] = {}
+        for cpu, queue in self._queues.items():
+            least[cpu] = [task.wait_ns for task in queue.queued if task.wait_ns is not None]
+        try:
+            for pool in for_each_worker_pool(self._prog):
+                pool_of = pool_cpu(pool)
+                stalled_ns = pool_without_progress_ns(pool)
+                if pool_of not in least or stalled_ns is None:
+                    continue
+                # Did a worker have a work of it, the woken one may be woken since.
+                if held_up_workers(pool) and all(map(worker_is_idle, for_each_worker(pool))):
+                    least[pool_of].append(stalled_ns)
+        except (FaultError, ValidationError, LookupError) as error:
+            self._ctx.coverage.gap("worker pool", f"it cannot be read: {error}")
+        held = {}
+        for cpu, queue in self._queues.items():
+            found = self._held_cpu(queue, max(least[cpu], default=None))
+            if found is not None:
+                held[cpu] = found
+        return held
+
+    def _held_cpu(self, queue: RunQueue, least: Optional[int]) -> Optional[_Held]:
+        if queue.idle or not queue.queued:
+            return None
+        most: Optional[int] = min(task.since_run_ns or self._now_ns for task in queue.queued)
+        if least is not None:
+            most = None if any(task.wait_ns is not None for task in queue.queued) else most
+            if least < self._cpu_threshold_ns:
+                return None
+        elif min(most or 0, queue.current.se.sum_exec_runtime.value_()) < self._cpu_threshold_ns:
+            return None
+        for waiting in queue.queued:
+            key = self._chains.add_task(waiting.task)
+            self._waits.setdefault(key, waiting.wait_ns or 0)
+        return _Held(queue, least, most)
+
+    def _candidates(self, held: Dict[int, _Held]) -> Iterator[Tuple[str, ...]]:
+        for cycle in self._graph.deadlocks():
+            yield tuple(edge.source for edge in cycle)
+        seen = set()
+        for key in self._graph.ends():
+            node = self._chains.nodes[key]
+            if node.kind in (CPU, POOL):
+                yield (key,)
+            elif node.kind == TASK:
+                seen.add(key)
+            elif node.kind == OBJECT:
+                # Nobody is known to end that wait: who waits for it is to blame.
+                seen.update(edge.source for edge in self._graph.edges_to(key))
+        for key in seen:
+            if self._chains.nodes[key].kind == TASK and self._graph.edges_to(key):
+                yield (key,)
+
+    def _finding(self, root: Root, held: Dict[int, _Held]) -> Optional[Finding]:
+        nodes = [self._chains.nodes[key] for key in root.nodes]
+        node = nodes[0]
+        if len(nodes) > 1:
+            return self._deadlock(root)
+        if node.kind == CPU:
+            cpu = int(node.key.partition(" ")[2])
+            return self._monopolised(root, held[cpu]) if cpu in held else None
+        longest = max((self._waits[key] for key in root.victims), default=0)
+        if longest < self._threshold_ns:
+            return None
+        if node.kind == POOL:
+            return self._pool_stalled(root, node)
+        reasons = {edge.why for edge in self._graph.edges_to(node.key)}
+        if RUN_BY in reasons:
+            return self._work_stuck(root, node)
+        if reasons & {HELD_BY, READ_BY} and node.state == "asleep":
+            return self._holder_asleep(root, node)
+        return None
+
+    # Findings.
+
+    def _deadlock(self, root: Root) -> Finding:
+        edges = [
+            next(edge for edge in self._graph.edges_from(key) if edge.target == following)
+            for key, following in zip(root.nodes, (*root.nodes[1:], root.nodes[0]))
+        ]
+        tasks = [key for key in root.nodes if self._chains.nodes[key].kind == TASK]
+        objects = [key for key in root.nodes if self._chains.nodes[key].kind != TASK]
+        confidence = self._confidence(edges)
+        signals = [key for key in tasks if key not in self._asleep]
+        if signals and confidence is Confidence.PROVEN:
+            confidence = Confidence.LIKELY
+        first = self._chains.nodes[tasks[0]]
+        return Finding(
+            rule=DEADLOCK,
+            confidence=confidence,
+            message=(
+                "{tasks} tasks wait for each other: {comms} (PID {pids}), for {objects} in turn; "
+                "{victims} more wait behind them, the longest for {wait_ns}."
+            ),
+            subject=self._ref(first),
+            evidence=(
+                Evidence("tasks", Kind.COUNT, len(tasks)),
+                Evidence("comms", Kind.SENSITIVE, self._comms(tasks[:_TASKS_NAMED])),
+                Evidence("pids", Kind.PID, self._pids(tasks[:_TASKS_NAMED])),
+                Evidence("objects", Kind.TEXT, self._names(objects[:_TASKS_NAMED])),
+                Evidence("addresses", Kind.ADDRESS, self._addresses(objects[:_TASKS_NAMED])),
+                *self._victims(root),
+            ),
+            signature_key=("deadlock", *sorted(self._callers(tasks))),
+            related=self._related(root),
+            stacks=self._stack_ids([*tasks, *root.victims]),
+            unread=self._unread(edges)
+            + tuple(f"a signal can end the wait of {len(signals)} of them" for _ in signals[:1]),
+            graph=self._drawn(root),
+        )
+
+    def _monopolised(self, root: Root, held: _Held) -> Finding:
+        queue = held.queue
+        task = queue.current
+        certain = held.at_least_ns is not None
+        duration = held.at_least_ns if certain else held.at_most_ns
+        message = (
+            "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
+            + ("for {held_ns}" if certain else "for at most {at_most_ns}")
+            + "; {victims} tasks wait for it"
+        )
+        if any(key in self._asleep for key in root.victims):
+            message += ", first of them {victim} ({victim_pid}) for {wait_ns} in {waits_for}"
+        evidence = [
+            Evidence("cpu", Kind.NUMBER, queue.cpu),
+            Evidence("comm", Kind.SENSITIVE, task_comm(task)),
+            Evidence("pid", Kind.PID, int(task.pid.value_())),
+            Evidence("policy", Kind.TEXT, scheduling_policy(task)),
+            Evidence("rt_priority", Kind.NUMBER, int(task.rt_priority.value_())),
+            Evidence("rt_throttling_off", Kind.TEXT, _maybe(rt_throttling_off(self._prog))),
+            Evidence("need_resched", Kind.TEXT, _maybe(need_resched(queue))),
+            Evidence("held_ns", Kind.DURATION, _maybe(held.at_least_ns)),
+            Evidence("at_most_ns", Kind.DURATION, _maybe(held.at_most_ns)),
+            Evidence("since_switch_ns", Kind.DURATION, _maybe(queue.current_ns)),
+            Evidence("queued", Kind.COUNT, len(queue.queued)),
+            *self._victims(root),
+        ]
+        kind = "real-time" if is_realtime(task) else "fair"
+        return Finding(
+            rule=CPU_MONOPOLISED,
+            confidence=Confidence.PROVEN if certain and duration else Confidence.LIKELY,
+            message=message + ".",
+            subject=self._task_ref(task),
+            evidence=tuple(evidence),
+            signature_key=("cpu-monopolised", kind, *self._callers(root.victims[:1])),
+            related=self._related(root),
+            stacks=self._stack_ids(root.victims),
+            graph=self._drawn(root),
+        )
+
+    def _pool_stalled(self, root: Root, node: Node) -> Finding:
+        pool = node.object
+        return Finding(
+            rule=WORK_STUCK,
+            confidence=Confidence.LIKELY,
+            message=(
+                "The worker pool {pool} has pending works and {workers} workers, {idle} of them "
+                "idle, but none was woken; {victims} tasks wait for it, first of them {victim} "
+                "({victim_pid}) for {wait_ns}."
+            ),
+            subject=self._ref(node),
+            evidence=(
+                Evidence("pool", Kind.TEXT, self._name(node)),
+                Evidence("workers", Kind.COUNT, int(pool.nr_workers.value_())),
+                Evidence("idle", Kind.COUNT, int(pool.nr_idle.value_())),
+                Evidence("stalled_ns", Kind.DURATION, _maybe(pool_without_progress_ns(pool))),
+                *self._victims(root),
+            ),
+            signature_key=("pool-stalled", *self._callers(root.victims[:1])),
+            related=self._related(root),
+            stacks=self._stack_ids(root.victims),
+            unread=("why no worker was woken",),
+            graph=self._drawn(root),
+        )
+
+    def _work_stuck(self, root: Root, node: Node) -> Finding:
+        edges = self._graph.edges_to(node.key)
+        work = next(edge.source for edge in edges if edge.why == RUN_BY)
+        return Finding(
+            rule=WORK_STUCK,
+            confidence=self._confidence(edges),
+            message=(
+                "The work {work} does not end: {comm} ({pid}), which runs it, {doing}; {victims} "
+                "tasks wait for it, first of them {victim} ({victim_pid}) for {wait_ns}."
+            ),
+            subject=self._ref(self._chains.nodes[work]),
+            evidence=(
+                Evidence("work", Kind.TEXT, self._name(self._chains.nodes[work])),
+                *self._culprit(node),
+                *self._victims(root),
+            ),
+            signature_key=("work-stuck", *self._callers([node.key])),
+            related=(self._ref(node), *self._related(root)),
+            stacks=self._stack_ids([node.key, *root.victims]),
+            unread=self._unread(edges),
+            graph=self._drawn(root),
+        )
+
+    def _holder_asleep(self, root: Root, node: Node) -> Finding:
+        edges = [e for e in self._graph.edges_to(node.key) if e.why in (HELD_BY, READ_BY)]
+        lock = self._chains.nodes[edges[0].source]
+        return Finding(
+            rule=HOLDER_ASLEEP,
+            confidence=self._confidence(edges),
+            message=(
+                "{comm} ({pid}) has the {lock} at {lock_address} and {doing}; {victims} tasks wait "
+                "behind it, first of them {victim} ({victim_pid}) for {wait_ns}."
+            ),
+            subject=self._ref(node),
+            evidence=(
+                Evidence("lock", Kind.TEXT, self._name(lock)),
+                Evidence("lock_address", Kind.ADDRESS, int(lock.object.value_())),
+                *self._culprit(node),
+                *self._victims(root),
+            ),
+            signature_key=("lock-holder-asleep", lock.name, *self._callers([node.key])),
+            related=(self._ref(lock), *self._related(root)),
+            stacks=self._stack_ids([node.key, *root.victims]),
+            unread=self._unread(edges),
+            graph=self._drawn(root),
+        )
+
+    @staticmethod
+    def _confidence(edges: Iterable[Edge]) -> Confidence:
+        return Confidence.PROVEN if all(e.proven for e in edges) else Confidence.SUSPECTED
+
+    @staticmethod
+    def _unread(edges: Iterable[Edge]) -> Tuple[str, ...]:
+        if any(edge.why == READ_BY for edge in edges):
+            return ("whether the last one that took the lock still has it",)
+        if all(edge.proven for edge in edges):
+            return ()
+        return ("the stack, whose functions would show which kind of wait it is",)
+
+    def _culprit(self, node: Node) -> Tuple[Evidence, ...]:
+        """A task that keeps others waiting, and what it does."""
+        task = node.object
+        doing = {"running": "is running", "queued": "can run", "asleep": "sleeps"}[node.state]
+        if node.wait is not None:
+            doing = f"waits for a {node.wait.kind}"
+        slept_ns = sleep_time_ns(task, self._now_ns) if node.state == "asleep" else None
+        return (
+            Evidence("comm", Kind.SENSITIVE, task_comm(task)),
+            Evidence("pid", Kind.PID, int(task.pid.value_())),
+            Evidence("doing", Kind.TEXT, doing),
+            Evidence("sleeps_ns", Kind.DURATION, _maybe(slept_ns)),
+            Evidence(
+                "waited_for",
+                Kind.ADDRESS,
+                _maybe(None if node.wait is None else int(node.wait.object.value_())),
+            ),
+        )
+
+    def _victims(self, root: Root) -> Tuple[Evidence, ...]:
+        victims = root.victims
+        evidence = [Evidence("victims", Kind.COUNT, len(victims))]
+        if not victims:
+            longest = max((self._waits.get(key, 0) for key in root.nodes), default=0)
+            return (*evidence, Evidence("wait_ns", Kind.DURATION, longest))
+        node = self._chains.nodes[victims[0]]
+        named = victims[:_TASKS_NAMED]
+        wait = node.wait
+        return (
+            *evidence,
+            Evidence("victim", Kind.SENSITIVE, task_comm(node.object)),
+            Evidence("victim_pid", Kind.PID, int(node.object.pid.value_())),
+            Evidence("wait_ns", Kind.DURATION, self._waits[victims[0]]),
+            Evidence("waits_for", Kind.TEXT, "the CPU" if wait is None else wait.kind),
+            Evidence("victim_pids", Kind.PID, self._pids(named)),
+            Evidence("victim_comms", Kind.SENSITIVE, self._comms(named)),
+            Evidence("total_wait_ns", Kind.DURATION, root.wait_ns),
+        )
+
+    # Names.
+
+    def _comms(self, keys: Iterable[str]) -> Tuple[str, ...]:
+        return tuple(task_comm(self._chains.nodes[key].object) for key in keys)
+
+    def _pids(self, keys: Iterable[str]) -> Tuple[int, ...]:
+        return tuple(int(self._chains.nodes[key].object.pid.value_()) for key in keys)
+
+    def _names(self, keys: Iterable[str]) -> Tuple[str, ...]:
+        return tuple(self._name(self._chains.nodes[key]) for key in keys)
+
+    def _addresses(self, keys: Iterable[str]) -> Tuple[int, ...]:
+        return tuple(int(self._chains.nodes[key].object.value_()) for key in keys)
+
+    def _name(self, node: Node) -> str:
+        """What a node that is no task is called; addresses are not part of it."""
+        if node.kind == CPU:
+            return node.name
+        if node.kind == WORK:
+            function = symbol_name(self._prog, node.object.func.value_())
+            return function or "of a function without a name"
+        if node.kind == POOL:
+            return pool_name(node.object)
+        if node.kind == WORKQUEUE:
+            return node.name
+        symbol = symbol_name(self._prog, node.object.value_())
+        return f"{node.name} {symbol}" if symbol else node.name
+
+    def _ref(self, node: Node) -> Ref:
+        if node.kind == TASK:
+            return self._task_ref(node.object)
+        address = int(node.object.value_())
+        if node.kind == CPU:
+            return Ref("CPU", node.name.partition(" ")[2], name_kind=Kind.TEXT)
+        if node.kind in (WORK, POOL):
+            return Ref(node.name, self._name(node), address, name_kind=Kind.TEXT)
+        if node.kind == WORKQUEUE:
+            name = node.object.name.string_().decode(errors="backslashreplace")
+            return Ref("workqueue", name, address)
+        symbol = symbol_name(self._prog, address)
+        return Ref(node.name, symbol or "", address, name_kind=Kind.TEXT)
+
+    def _task_ref(self, task: Object) -> Ref:
+        pid = int(task.pid.value_())
+        return Ref("task", task_comm(task), int(task.value_()), pid, Kind.SENSITIVE)
+
+    def _related(self, root: Root) -> Tuple[Ref, ...]:
+        keys = [*root.nodes[1:], *root.victims][:_TASKS_NAMED]
+        return tuple(self._ref(self._chains.nodes[key]) for key in keys)
+
+    def _callers(self, keys: Iterable[str]) -> List[str]:
+        """The functions that tasks are in, for a signature."""
+        functions: List[str] = []
+        for key in keys:
+            task = self._chains.nodes[key].object
+            self._trace(task)
+            stack = self._stacks[task.value_()]
+            named = [frame.function.partition(".")[0] for frame in stack.frames]
+            functions += [name for name in named if not _IN_SCHEDULER.fullmatch(name)][
+                :_SIGNATURE_FRAMES
+            ]
+        return functions
+
+    def _stack_ids(self, keys: Iterable[str]) -> Tuple[str, ...]:
+        """The different stacks of the first tasks."""
+        ids: Dict[str, Stack] = {}
+        for key in keys:
+            node = self._chains.nodes[key]
+            if len(ids) == _STACKS_SHOWN:
+                break
+            if node.kind == TASK and node.state == "asleep":
+                self._trace(node.object)
+                stack = self._stacks[node.object.value_()]
+                ids.setdefault(stack.id, stack)
+        self._shown.update(ids)
+        return tuple(ids)
+
+    # The graph of a finding, and the table.
+
+    def _drawn(self, root: Root) -> Graph:
+        """The nodes around a cause, the nearest first."""
+        order: Dict[str, str] = {}
+        queue: Deque[str] = collections.deque(root.nodes)
+        seen = set(root.nodes)
+        while queue:
+            key = queue.popleft()
+            order[key] = f"n{len(order) + 1}"
+            for edge in self._graph.edges_to(key):
+                if edge.source not in seen:
+                    seen.add(edge.source)
+                    queue.append(edge.source)
+        shown = list(order)[:_NODES_SHOWN]
+        nodes = tuple(GraphNode(order[key], *self._described(key)) for key in shown)
+        edges = tuple(
+            GraphEdge(order[key], order[edge.target], edge.why, edge.proven)
+            for key in shown
+            for edge in self._graph.edges_from(key)
+            if edge.target in order and edge.target in shown
+        )
+        roots = tuple(order[key] for key in root.nodes)
+        return Graph(nodes, edges, roots, len(order) - len(shown))
+
+    def _described(self, key: str) -> Tuple[Ref, Tuple[Evidence, ...]]:
+        node = self._chains.nodes[key]
+        facts: Tuple[Evidence, ...] = ()
+        if node.kind == CPU:
+            current = self._queues[int(node.name.partition(" ")[2])].current
+            facts = (
+                Evidence("runs", Kind.SENSITIVE, task_comm(current)),
+                Evidence("pid", Kind.PID, int(current.pid.value_())),
+                Evidence("policy", Kind.TEXT, scheduling_policy(current)),
+            )
+        elif self._waits.get(key):
+            facts = (Evidence("wait_ns", Kind.DURATION, self._waits[key]),)
+        elif node.kind == POOL:
+            stalled_ns = pool_without_progress_ns(node.object)
+            if stalled_ns is not None:
+                facts = (Evidence("stalled_ns", Kind.DURATION, stalled_ns),)
+        return self._ref(node), facts
+
+    def _row(self, key: str, cause: Optional[Finding]) -> Iterator[Any]:
+        node = self._chains.nodes[key]
+        task, wait = node.object, node.wait
+        stack = self._stacks[task.value_()]
+        yield stack
+        unknown = Absent("it is on no list of waiters that is known")
+        yield WaitingTask(
+            pid=int(task.pid.value_()),
+            comm=task_comm(task),
+            wait_ns=self._waits[key] or Absent("the task has no time of its last run"),
+            waits_for=unknown if wait is None else wait.kind,
+            object=unknown if wait is None else int(wait.object.value_()),
+            evidence=unknown if wait is None else wait.evidence,
+            cause=Absent("none was found") if cause is None else cause.rule.id,
+            cause_pid=_maybe(None if cause is None else cause.subject.pid),
+            task=int(task.value_()),
+            stack=stack.id,
+        )
+
+
+def pool_name(pool: Object) -> str:
+    """
+    What the kernel's log says of a pool, in words.
+
+    :param pool: ``struct worker_pool *``
+    """
+    cpu = pool_cpu(pool)
+    of = "unbound" if cpu is None else f"CPU {cpu}"
+    return f"{of}, high priority" if pool_highpri(pool) else of
+
+
+def _soft_lockup_ns(prog: Program) -> int:
+    """From when on the kernel calls a CPU stuck: twice kernel.watchdog_thresh, or 20 s."""
+    try:
+        seconds = 2 * int(prog["watchdog_thresh"].value_())
+    except (KeyError, FaultError):
+        seconds = 0
+    return (seconds or 20) * _NS_PER_SECOND
+
+
+def _maybe(value: Any) -> Any:
+    return Absent("the kernel does not say") if value is None else value
+
+
+ANALYSIS = Analysis(
+    name="wait-graph",
+    analyze=analyze,
+    tables=(WaitingTask,),
+    rules=(DEADLOCK, CPU_MONOPOLISED, WORK_STUCK, HOLDER_ASLEEP),
+    options=(
+        Option(
+            "threshold-seconds",
+            "report causes that tasks have waited behind for at least this long "
+            "(default: the kernel's hung_task_timeout_secs)",
+            int,
+            metavar="N",
+        ),
+    ),
+    requires=Requires(types=("struct task_struct",)),
+)
+
+if __name__ == "__main__":
+    from vmcore_tools.cli import run_script
+
+    run_script(ANALYSIS)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Run queues: what each CPU runs, since when, and who waits for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, Iterator, Optional, Tuple
+
+from drgn import Object, Program
+from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
+from drgn.helpers.linux.list import validate_list_for_each_entry
+from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.sched import cpu_curr, cpu_rq, rq_for_each_fair_task
+
+#: A bound that no machine reaches; a damaged list must end.
+_TASKS_MAX = 4 << 20
+
+# include/uapi/linux/sched.h: macros, so not in the debug info.
+SCHEDULING_POLICIES: Dict[int, str] = {
+    0: "SCHED_NORMAL",
+    1: "SCHED_FIFO",
+    2: "SCHED_RR",
+    3: "SCHED_BATCH",
+    5: "SCHED_IDLE",
+    6: "SCHED_DEADLINE",
+    7: "SCHED_EXT",
+}
+_REALTIME = (1, 2)
+_DEADLINE = 6
+
+#: ``sysctl_sched_rt_runtime`` where real-time tasks are never throttled.
+_RUNTIME_INF = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class QueuedTask:
+    """
+    A task that can run and does not.
+
+    :ivar task: ``struct task_struct *``
+    :ivar wait_ns: how long it has been queued; None without CONFIG_SCHED_INFO
+    :ivar since_run_ns: how long ago it last ran: it has waited no longer;
+        None if it has no time of its last run
+    """
+
+    task: Object
+    wait_ns: Optional[int]
+    since_run_ns: Optional[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunQueue:
+    """
+    A CPU's run queue.
+
+    :ivar rq: ``struct rq *``
+    :ivar current: ``struct task_struct *`` that it runs; the idle task, if none
+    :ivar current_ns: how long that has run without a break; None without
+        CONFIG_SCHED_INFO, and for the idle task
+    :ivar queued: real-time tasks first, by priority; then those of the fair class
+    """
+
+    cpu: int
+    online: bool
+    rq: Object
+    current: Object
+    current_ns: Optional[int]
+    queued: Tuple[QueuedTask, ...]
+
+    @property
+    def idle(self) -> bool:
+        return bool(self.current == self.rq.idle)
+
+    @property
+    def nr_running(self) -> int:
+        """Tasks on the queue, the current one included."""
+        return int(self.rq.nr_running.value_())
+
+    @property
+    def rt_throttled(self) -> bool:
+        """Whether real-time tasks have used up their share of the period."""
+        # 5f6bd380c7bd ("sched/rt: Remove default bandwidth control") in v6.12
+        # left it to CONFIG_RT_GROUP_SCHED.
+        rt = self.rq.rt
+        return bool(rt.rt_throttled.value_()) if hasattr(rt, "rt_throttled") else False
+
+
+def for_each_run_queue(prog: Program, now_ns: int) -> Iterator[RunQueue]:
+    """
+    Iterate over the run queues of all possible CPUs.
+
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    :raises drgn.helpers.ValidationError: if a list of tasks is damaged
+    """
+    online = set(for_each_online_cpu(prog))
+    for cpu in for_each_possible_cpu(prog):
+        yield run_queue(prog, cpu, cpu in online, now_ns)
+
+
+def run_queue(prog: Program, cpu: int, online: bool, now_ns: int) -> RunQueue:
+    """
+    The run queue of a CPU.
+
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    :raises drgn.helpers.ValidationError: if a list of tasks is damaged
+    """
+    rq = cpu_rq(prog, cpu).read_()
+    current = cpu_curr(prog, cpu)
+    queued = tuple(
+        QueuedTask(task, queued_ns(task, now_ns), since_run_ns(task, rq, now_ns))
+        for task in for_each_queued_task(rq)
+        if task != current
+    )
+    return RunQueue(cpu, online, rq, current, _current_ns(current, rq, now_ns), queued)
+
+
+def for_each_queued_task(rq: Object) -> Iterator[Object]:
+    """
+    Iterate over the tasks of the real-time and fair classes on a run queue.
+
+    :param rq: ``struct rq *``
+    :return: Iterator of ``struct task_struct *``
+    :raises drgn.helpers.ValidationError: if a list is damaged
+    """
+    number = 0
+    if rq.rt.rt_nr_running.value_():
+        for queue in rq.rt.active.queue:
+            for task in validate_list_for_each_entry(
+                "struct task_struct", queue.address_of_(), "rt.run_list"
+            ):
+                number += 1
+                if number > _TASKS_MAX:
+                    return
+                yield task
+    for task in _fair_tasks(rq):
+        number += 1
+        if number > _TASKS_MAX:
+            return
+        yield task
+
+
+def _fair_tasks(rq: Object) -> Iterator[Object]:
+    if hasattr(rq, "cfs_tasks"):
+        yield from validate_list_for_each_entry(
+            "struct task_struct", rq.cfs_tasks.address_of_(), "se.group_node"
+        )
+    else:  # an old kernel for one CPU
+        yield from rq_for_each_fair_task(rq)
+
+
+def queued_ns(task: Object, now_ns: int) -> Optional[int]:
+    """
+    How long a task has been on a run queue without running.
+
+    :param task: ``struct task_struct *``
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    :return: None without CONFIG_SCHED_INFO, or if it is not known
+    """
+    info = task.sched_info
+    if not hasattr(info, "last_queued"):
+        return None
+    queued = info.last_queued.value_()
+    return int(now_ns - queued) if 0 < queued <= now_ns else None
+
+
+def since_run_ns(task: Object, rq: Object, now_ns: int) -> Optional[int]:
+    """
+    How long ago a task that is not running last ran.
+
+    :param task: ``struct task_struct *``
+    :param rq: ``struct rq *`` that it is or was last on
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    """
+    start = task.se.exec_start.value_()
+    # exec_start is in the task clock, which leaves out stolen time.
+    start += rq.clock.value_() - rq.clock_task.value_() if start else 0
+    return int(now_ns - start) if 0 < start <= now_ns else None
+
+
+def _current_ns(task: Object, rq: Object, now_ns: int) -> Optional[int]:
+    info = task.sched_info
+    if task == rq.idle or not hasattr(info, "last_arrival"):
+        return None
+    arrived = info.last_arrival.value_()
+    return int(now_ns - arrived) if 0 < arrived <= now_ns else None
+
+
+def scheduling_policy(task: Object) -> str:
+    """
+    A task's policy, as sched_setscheduler(2) calls it.
+
+    :param task: ``struct task_struct *``
+    """
+    policy = task.policy.value_()
+    return SCHEDULING_POLICIES.get(policy, str(policy))
+
+
+def is_realtime(task: Object) -> bool:
+    """
+    Whether a task goes before all tasks of the fair class.
+
+    :param task: ``struct task_struct *``
+    """
+    return int(task.policy.value_()) in (*_REALTIME, _DEADLINE)
+
+
+def rt_throttling_off(prog: Program) -> Optional[bool]:
+    """
+    Whether real-time tasks may take all of a CPU's time (kernel.sched_rt_runtime_us = -1).
+
+    :return: None if the kernel does not say
+    """
+    try:
+        return bool(prog["sysctl_sched_rt_runtime"].value_() == _RUNTIME_INF)
+    except KeyError:
+        return None
+
+
+def need_resched(run_queue: RunQueue) -> Optional[bool]:
+    """
+    Whether the task on a CPU has been asked to leave it.
+
+    :return: None where the architecture keeps that in a flag whose bit debug
+        info does not have
+    """
+    # Both architectures fold the flag into the preemption count, inverted: 0
+    # means that it is set (PREEMPT_NEED_RESCHED).
+    prog, task = run_queue.rq.prog_, run_queue.current
+    try:
+        return not task.thread_info.preempt.need_resched.value_()  # arm64
+    except AttributeError:
+        pass
+    # x86; 64701838bf05 ("x86/percpu: Move preempt_count next to
+    # current_task") in v6.2 moved it, 46e8fff6d45f ("x86/preempt: Move
+    # preempt count to percpu hot section") in v6.15 moved it back.
+    try:
+        count = per_cpu(prog["__preempt_count"], run_queue.cpu).value_()
+    except KeyError:
+        try:
+            count = per_cpu(prog["pcpu_hot"], run_queue.cpu).preempt_count.value_()
+        except (KeyError, AttributeError):
+            return None
+    return not count >> 31 & 1
