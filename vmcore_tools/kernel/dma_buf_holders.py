@@ -22,8 +22,9 @@ from vmcore_tools.kernel.dma_buf import (
     prime_cache,
     weak_words,
 )
+from vmcore_tools.kernel.dma_fence import stale_callback_words
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file
-from vmcore_tools.kernel.drm_gem import GEM_OBJECT, for_each_gem_handle
+from vmcore_tools.kernel.drm_gem import for_each_gem_handle
 from vmcore_tools.kernel.files import (
     FileReferences,
     descriptors,
@@ -31,10 +32,10 @@ from vmcore_tools.kernel.files import (
     mappings,
     outgrown_descriptor_words,
 )
+from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
-from vmcore_tools.kernel.typed_objects import find_embedded
 
 U64 = npt.NDArray[np.uint64]
 
@@ -100,11 +101,7 @@ class _Walk:
         with contextlib.suppress(LookupError):  # a kernel without unix sockets
             self._files("message", files_in_flight(index, buffers.file))
         self._gems()
-        words, unread = weak_words(self.prog, buffers)
-        self.gaps += [("dma-buf", "what points at it could not be read", a) for a in unread]
-        outgrown = outgrown_descriptor_words(self.prog, list(users), buffers.file)
-        nothing = np.zeros(0, dtype=np.uint64)
-        self.holders.append(Holders("weak", nothing, np.concatenate([words, outgrown])))
+        self._weak(list(users))
         objects, cache = self._objects()
         # Whoever holds one has a pointer to it: nobody signals a dma-buf.
         everywhere = np.ones(len(buffers.file), dtype=bool)
@@ -166,11 +163,21 @@ class _Walk:
 
     def _gems_by_operations(self) -> Tuple[Set[int], Set[int]]:
         """Addresses of GEM objects that are used, and of those that are being freed."""
+        found = found_fences(self.index).gems
+        if found is None:
+            return set(), set()
         gem_type = self.prog.type("struct drm_gem_object")
-        if not gem_type.has_member("funcs"):
-            return set(), set()  # before v5.0 none has a table
-        found = find_embedded(self.index, [GEM_OBJECT])[GEM_OBJECT]
         members = {"refcount": "refcount.refcount.refs.counter"}
         structs = as_structs(found.structs, field_dtype(gem_type, members))
         alive = structs["refcount"].astype(np.int32) > 0
         return set(found.address[alive].tolist()), set(found.address[~alive].tolist())
+
+    def _weak(self, tables: List[int]) -> None:
+        """What points at dma-bufs and holds no reference."""
+        words, unread = weak_words(self.prog, self.buffers)
+        self.gaps += [("dma-buf", "what points at it could not be read", a) for a in unread]
+        outgrown = outgrown_descriptor_words(self.prog, tables, self.buffers.file)
+        # dma_buf_poll() has callbacks on fences.
+        stale = stale_callback_words(self.prog, found_fences(self.index).fences)
+        nothing = np.zeros(0, dtype=np.uint64)
+        self.holders.append(Holders("weak", nothing, np.concatenate([words, outgrown, stale])))

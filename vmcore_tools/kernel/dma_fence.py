@@ -78,23 +78,36 @@ def fences(prog: Program, found: Found) -> Fences:
     flags = structs["flags"].astype(np.uint64)
     lock = structs["lock"].astype(np.uint64)
     if not lock_is_pointer:
-        lock[_has_flag(prog, flags, "DMA_FENCE_FLAG_INLINE_LOCK_BIT")] = 0
+        lock[has_flag(prog, flags, "DMA_FENCE_FLAG_INLINE_LOCK_BIT")] = 0
     return Fences(
         found=found,
         refcount=structs["refcount"].astype(np.int32).astype(np.int64),
         flags=flags,
-        signaled=_has_flag(prog, flags, "DMA_FENCE_FLAG_SIGNALED_BIT"),
+        signaled=has_flag(prog, flags, "DMA_FENCE_FLAG_SIGNALED_BIT"),
         context=structs["context"].astype(np.uint64),
         seqno=structs["seqno"].astype(np.uint64),
         lock=lock,
     )
 
 
-def _has_flag(prog: Program, flags: U64, bit: str) -> npt.NDArray[np.bool_]:
+def has_flag(prog: Program, flags: U64, bit: str) -> npt.NDArray[np.bool_]:
     """:param bit: an enumerator of ``enum dma_fence_flag_bits``"""
     shift = np.uint64(prog.constant(bit).value_())
     result: npt.NDArray[np.bool_] = flags >> shift & np.uint64(1) != 0
     return result
+
+
+def stale_callback_words(prog: Program, every: Fences) -> U64:
+    """
+    Pointers to callbacks that ran: what is left in the lists of signaled fences.
+
+    ``dma_fence_signal_timestamp_locked()`` moves the callbacks to a list of its
+    own and writes the time over the list's first word: the second one stays.
+
+    :return: uint64 array: addresses of the words
+    """
+    offset = offsetof(prog.type("struct dma_fence"), "cb_list.prev")
+    return every.found.address[every.signaled] + np.uint64(offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +255,7 @@ def armed_chains(prog: Program, chains: Fences) -> U64:
     :param chains: links of chains
     :return: uint64 array of ``struct dma_fence *``
     """
-    armed = _has_flag(prog, chains.flags, "DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT")
+    armed = has_flag(prog, chains.flags, "DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT")
     result: U64 = chains.found.address[armed]
     return result
 
@@ -318,8 +331,10 @@ def _symbol_name(prog: Program, function: Object) -> str:
 def _irq_work_is_claimed(work: Object) -> bool:
     # Up to v5.10 there is a member of its own; before v5.8 only that.
     flags = work.node.a_flags if hasattr(work, "node") else work.flags
+    # "irq_work: Convert flags to atomic_t" of v5.5.
+    value = flags.counter if hasattr(flags, "counter") else flags
     # IRQ_WORK_PENDING and IRQ_WORK_BUSY, macros in include/linux/irq_work.h.
-    return bool(flags.counter.value_() & 3)
+    return bool(value.value_() & 3)
 
 
 def by_name(tables: Dict[int, str], ops: U64, name: str) -> npt.NDArray[np.bool_]:

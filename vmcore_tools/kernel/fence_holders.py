@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Iterable, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, offsetof, sizeof
+from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
 from vmcore_tools.kernel.dma_buf import dma_buf_reservations
 from vmcore_tools.kernel.dma_fence import (
-    DMA_FENCE,
     Fences,
     HeldFences,
     armed_chains,
@@ -24,12 +23,12 @@ from vmcore_tools.kernel.dma_fence import (
     by_name,
     callback_fences,
     chain_fences,
-    fences,
     reserved_fences,
+    stale_callback_words,
     with_callbacks,
 )
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, for_each_plane
-from vmcore_tools.kernel.drm_gem import GEM_OBJECT, for_each_gem_handle
+from vmcore_tools.kernel.drm_gem import for_each_gem_handle
 from vmcore_tools.kernel.drm_sched import SCHEDULED_OPS, fences_of_jobs, fences_of_sched_fences
 from vmcore_tools.kernel.drm_syncobj import (
     awaited_fences,
@@ -38,12 +37,12 @@ from vmcore_tools.kernel.drm_syncobj import (
     syncobjs_of_files,
 )
 from vmcore_tools.kernel.files import file_counts
+from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.sync_file import for_each_sync_file
-from vmcore_tools.kernel.typed_objects import Found, find_embedded
+from vmcore_tools.kernel.typed_objects import Found
 from vmcore_tools.kernel.virtio_gpu import (
-    DETACHED_FENCE,
     for_each_emitted_fence,
     for_each_update_fence,
     for_each_virtio_gpu_device,
@@ -96,14 +95,6 @@ def fence_holders(index: SlabIndex) -> FenceHolders:
     return walk.everything()
 
 
-def has_gem(prog: Program) -> bool:
-    """Whether GEM objects can be found by their operations (since v5.0)."""
-    try:
-        return bool(prog.type("struct drm_gem_object").has_member("funcs"))
-    except LookupError:
-        return False
-
-
 class _Walk:
     """Collects holders, and what could not be walked."""
 
@@ -115,11 +106,9 @@ class _Walk:
 
     def everything(self) -> FenceHolders:
         prog = self.prog
-        gem = has_gem(prog)
+        found = found_fences(self.index)
+        every, gem = found.fences, found.gems is not None
         devices = list(for_each_virtio_gpu_device(prog)) if gem else []
-        detached = self._detached_tables(devices)
-        found = find_embedded(self.index, [DMA_FENCE, GEM_OBJECT] if gem else [DMA_FENCE], detached)
-        every = fences(prog, self._with_detached(found))
         addresses, ops = every.found.address, every.found.ops
         virtio_gpu = np.zeros(len(addresses), dtype=bool)
         last_completed = np.full(len(addresses), -1, dtype=np.int64)
@@ -133,8 +122,8 @@ class _Walk:
         def named(name: str) -> Bools:
             return by_name(every.found.tables, ops, name)
 
-        if gem:
-            self._reservations(found[GEM_OBJECT])
+        if found.gems is not None:
+            self._reservations(found.gems)
         self._sync_files()
         if gem:
             self._syncobjs()
@@ -150,6 +139,7 @@ class _Walk:
             # Jobs are cleaned up while they are on their lists.
             self._hold("scheduler", fences_of_jobs(prog, scheduled), at_most=True)
         self._callbacks(every, arrays, chains)
+        self.holders.append(Holders("weak", _words([]), stale_callback_words(prog, every)))
 
         # These are signaled from the start: no driver has them on a list.
         stubs = named("dma_fence_stub_ops")
@@ -164,54 +154,6 @@ class _Walk:
         driver_known = virtio_gpu | arrays | chains | stubs
         described = Refcounted(objects, self.holders, driver_known, every.signaled)
         return FenceHolders(every, described, virtio_gpu, last_completed, tuple(self.gaps))
-
-    # Fences without an operations table.
-
-    def _detached_tables(self, devices: Sequence[Object]) -> Dict[Any, Dict[int, str]]:
-        """
-        What the fences of virtio_gpu point to besides their operations.
-
-        "dma-buf: detach fence ops on signal" of v7.1 clears ``ops`` of fences
-        that have signaled, where the table has neither ``release`` nor ``wait``.
-        """
-        try:
-            type_ = self.prog.type("struct virtio_gpu_fence")
-        except LookupError:
-            return {}
-        if not devices or not type_.has_member(DETACHED_FENCE.ops_member):
-            return {}
-        table = {device.fence_drv.address_: "virtio_gpu, detached" for device in devices}
-        return {DETACHED_FENCE: table}
-
-    def _with_detached(self, found: Dict[Any, Found]) -> Found:
-        by_ops = found[DMA_FENCE]
-        detached = found.get(DETACHED_FENCE)
-        if detached is None or not len(detached.address):
-            return by_ops
-        type_ = self.prog.type("struct virtio_gpu_fence")
-        start = offsetof(type_, "f")
-        structs = detached.structs[:, start : start + sizeof(self.prog.type("struct dma_fence"))]
-        members = field_dtype(
-            self.prog.type("struct dma_fence"),
-            {"ops": "ops", "refcount": "refcount.refcount.refs.counter"},
-        )
-        # Where ops are left, the fence was found by them.
-        values = as_structs(structs, members)
-        wanted = values["ops"] == 0
-        address = np.concatenate([by_ops.address, (detached.address + np.uint64(start))[wanted]])
-        order = np.argsort(address, kind="stable")
-
-        def joined(one: Any, other: Any) -> Any:
-            return np.concatenate([one, other[wanted]])[order]
-
-        return Found(
-            address=address[order],
-            container=joined(by_ops.container, detached.container),
-            ops=joined(by_ops.ops, detached.ops),
-            cache=joined(by_ops.cache, detached.cache),
-            structs=joined(by_ops.structs, structs),
-            tables={**by_ops.tables, **detached.tables},
-        )
 
     # Holders.
 

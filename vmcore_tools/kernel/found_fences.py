@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All dma_fences and GEM objects in slab memory, found in one pass over it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from drgn import Object, Program, offsetof, sizeof
+
+from vmcore_tools.kernel.dma_fence import DMA_FENCE, Fences, fences
+from vmcore_tools.kernel.drm_gem import GEM_OBJECT
+from vmcore_tools.kernel.layout import as_structs, field_dtype
+from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.typed_objects import Found, find_embedded
+from vmcore_tools.kernel.virtio_gpu import DETACHED_FENCE, for_each_virtio_gpu_device
+
+_CACHE_KEY = "vmcore_tools.kernel.found_fences"
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundFences:
+    """
+    What was found.
+
+    :ivar fences: all fences
+    :ivar gems: GEM objects with an operations table; None if none can have one
+    """
+
+    fences: Fences
+    gems: Optional[Found]
+
+
+def found_fences(index: SlabIndex) -> FoundFences:
+    """
+    The fences and GEM objects in slab memory, looked for once for an index.
+
+    :raises LookupError: without the debug info of dma_fence
+    """
+    cached: Optional[Tuple[SlabIndex, FoundFences]] = index.prog.cache.get(_CACHE_KEY)
+    if cached is not None and cached[0] is index:
+        return cached[1]
+    found = _find(index)
+    index.prog.cache[_CACHE_KEY] = (index, found)
+    return found
+
+
+def _find(index: SlabIndex) -> FoundFences:
+    prog = index.prog
+    kinds = [DMA_FENCE, GEM_OBJECT] if _has_gem_tables(prog) else [DMA_FENCE]
+    devices: List[Object] = []
+    with contextlib.suppress(LookupError):  # a kernel without DRM or virtio_gpu
+        devices += for_each_virtio_gpu_device(prog)
+    found = find_embedded(index, kinds, _detached_tables(prog, devices))
+    return FoundFences(fences(prog, _with_detached(prog, found)), found.get(GEM_OBJECT))
+
+
+def _has_gem_tables(prog: Program) -> bool:
+    """Whether GEM objects can be found by their operations (since v5.0)."""
+    try:
+        return bool(prog.type("struct drm_gem_object").has_member("funcs"))
+    except LookupError:
+        return False
+
+
+def _detached_tables(prog: Program, devices: Sequence[Object]) -> Dict[Any, Dict[int, str]]:
+    """
+    What the fences of virtio_gpu point to besides their operations.
+
+    "dma-buf: detach fence ops on signal" of v7.1 clears ``ops`` of fences
+    that have signaled, where the table has neither ``release`` nor ``wait``.
+    """
+    try:
+        type_ = prog.type("struct virtio_gpu_fence")
+    except LookupError:
+        return {}
+    if not devices or not type_.has_member(DETACHED_FENCE.ops_member):
+        return {}
+    table = {device.fence_drv.address_: "virtio_gpu, detached" for device in devices}
+    return {DETACHED_FENCE: table}
+
+
+def _with_detached(prog: Program, found: Dict[Any, Found]) -> Found:
+    by_ops = found[DMA_FENCE]
+    detached = found.get(DETACHED_FENCE)
+    if detached is None or not len(detached.address):
+        return by_ops
+    type_ = prog.type("struct virtio_gpu_fence")
+    start = offsetof(type_, "f")
+    structs = detached.structs[:, start : start + sizeof(prog.type("struct dma_fence"))]
+    members = field_dtype(
+        prog.type("struct dma_fence"),
+        {"ops": "ops", "refcount": "refcount.refcount.refs.counter"},
+    )
+    # Where ops are left, the fence was found by them.
+    values = as_structs(structs, members)
+    wanted = values["ops"] == 0
+    address = np.concatenate([by_ops.address, (detached.address + np.uint64(start))[wanted]])
+    order = np.argsort(address, kind="stable")
+
+    def joined(one: Any, other: Any) -> Any:
+        return np.concatenate([one, other[wanted]])[order]
+
+    return Found(
+        address=address[order],
+        container=joined(by_ops.container, detached.container),
+        ops=joined(by_ops.ops, detached.ops),
+        cache=joined(by_ops.cache, detached.cache),
+        structs=joined(by_ops.structs, structs),
+        tables={**by_ops.tables, **detached.tables},
+    )
