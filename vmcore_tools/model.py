@@ -177,6 +177,33 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
+class KernelCommit:
+    """A commit of the upstream kernel; *release* is the first with it: ``v5.9``."""
+
+    commit: str
+    subject: str
+    release: str
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownIssue:
+    """
+    An issue of kernels that a finding looks like; that it is it is never proven.
+
+    *introduced* is empty where it is not known. *this_kernel* is what the
+    kernel's release says, None without one; it knows nothing of backports.
+    """
+
+    id: str
+    title: str
+    explanation: str
+    introduced: Tuple[KernelCommit, ...]
+    fixed: Tuple[KernelCommit, ...]
+    references: Tuple[str, ...]
+    this_kernel: Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Finding:
     """
     One thing that is wrong.
@@ -198,6 +225,7 @@ class Finding:
     stacks: Tuple[str, ...] = ()
     unread: Tuple[str, ...] = ()  #: what could still refute it
     graph: Optional[Graph] = None
+    known_issues: Tuple[KnownIssue, ...] = ()  #: the runner sets it, no analysis
 
     @property
     def signature(self) -> str:

@@ -39,6 +39,7 @@ from vmcore_tools.analysis import (
     Progress,
     Requires,
 )
+from vmcore_tools.knowledge import knowledge, with_known_issues
 from vmcore_tools.model import (
     Absent,
     AnalysisResult,
@@ -79,6 +80,7 @@ def find_analyses() -> Tuple[Analysis, ...]:
     """
     Every analysis that is installed, in a fixed order: those of the package
     ``drgn_scripts`` by module name, then those of other packages by entry point.
+    A file of known issues that cannot be loaded stands among them, to be reported.
     """
     import drgn_scripts
 
@@ -95,6 +97,8 @@ def find_analyses() -> Tuple[Analysis, ...]:
                 entry_point.value, f"another analysis has the name {analysis.name}"
             )
         found[analysis.name] = analysis
+    for value, reason in knowledge().unloadable:
+        found[value] = unloadable(value, reason)
     return tuple(found.values())
 
 
@@ -202,11 +206,21 @@ def _run_one(
         name=analysis.name,
         status=status,
         reason=reason,
-        findings=tuple(collector.findings),
+        findings=tuple(
+            with_known_issues(finding, _release(target), knowledge().entries)
+            for finding in collector.findings
+        ),
         tables=collector.tables(),
         gaps=gaps,
         seconds=time.monotonic() - start,
     )
+
+
+def _release(target: Target) -> Optional[str]:
+    for fact in target.facts:
+        if fact.name == "kernel_release" and isinstance(fact.value, str):
+            return fact.value
+    return None
 
 
 def _one_line(error: Exception) -> str:

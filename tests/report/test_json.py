@@ -109,6 +109,7 @@ def test_finding() -> None:
         "stacks": [STACK.id],
         "unread": ["the vmalloc area"],
         "graph": None,
+        "known_issues": [],
     }
 
 

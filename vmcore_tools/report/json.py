@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any, Dict, Iterable, List, Optional, Union
 
@@ -124,6 +125,7 @@ def _finding(finding: Finding, graph: Optional[str]) -> Dict[str, Any]:
         "stacks": list(finding.stacks),
         "unread": list(finding.unread),
         "graph": graph,
+        "known_issues": [dataclasses.asdict(issue) for issue in finding.known_issues],
     }
 
 

@@ -26,6 +26,7 @@ from vmcore_tools.report.format import (
     address_text,
     escape,
     evidence_lines,
+    known_issue_facts,
     label,
     message_text,
     stack_lines,
@@ -165,6 +166,11 @@ class _Renderer:
             *(f"- unread: {code(text)}" for text in finding.unread),
             f"- what to do: {plain(rule.remedy)}",
             f"- signature: {code(finding.signature)}",
+            *(
+                f"- {plain(name)}: {plain(text)}"
+                for issue in finding.known_issues
+                for name, text in known_issue_facts(issue)
+            ),
         ]
         parts = ["\n".join(lines) + "\n"]
         if finding.graph is not None:

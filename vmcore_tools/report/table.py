@@ -20,6 +20,7 @@ from vmcore_tools.report.format import (
     NUMERIC_KINDS,
     escape,
     evidence_lines,
+    known_issue_facts,
     label,
     message_text,
     ref_text,
@@ -122,6 +123,9 @@ class _Renderer:
             self._rules_shown.add(rule.id)
             yield from self._field("what to do", rule.remedy)
         yield from self._field("signature", finding.signature)
+        for issue in finding.known_issues:
+            for name, text in known_issue_facts(issue):
+                yield from self._field(name, escape(text))
 
     def _field(self, name: str, text: str) -> List[str]:
         return self._wrap(f"{name}: {text}", _INDENT, _INDENT)
