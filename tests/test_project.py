@@ -31,7 +31,17 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
         "drgn_scripts",
         {
             "vmcore_tools.analysis",
+            "vmcore_tools.audit_findings",
             "vmcore_tools.dump",
+            "vmcore_tools.frames",
+            "vmcore_tools.kernel",
+            "vmcore_tools.model",
+        },
+    ),
+    (
+        "vmcore_tools.audit_findings",
+        {
+            "vmcore_tools.analysis",
             "vmcore_tools.frames",
             "vmcore_tools.kernel",
             "vmcore_tools.model",

@@ -40,6 +40,6 @@ class PlainFile:
             return False
         at = offset + (first - start) * pages.shape[1]
         try:
-            return os.preadv(self._file.fileno(), [memoryview(pages)], at) == pages.nbytes
+            return os.preadv(self._file.fileno(), [pages.data], at) == pages.nbytes
         except OSError:
             return False

@@ -107,8 +107,11 @@ class _Walk:
     def everything(self) -> FenceHolders:
         prog = self.prog
         found = found_fences(self.index)
-        every, gem = found.fences, found.gems is not None
-        devices = list(for_each_virtio_gpu_device(prog)) if gem else []
+        every = found.fences
+        try:
+            devices = list(for_each_virtio_gpu_device(prog))
+        except LookupError:
+            devices = []  # a kernel without DRM
         addresses, ops = every.found.address, every.found.ops
         virtio_gpu = np.zeros(len(addresses), dtype=bool)
         last_completed = np.full(len(addresses), -1, dtype=np.int64)
@@ -125,8 +128,7 @@ class _Walk:
         if found.gems is not None:
             self._reservations(found.gems)
         self._sync_files()
-        if gem:
-            self._syncobjs()
+        self._syncobjs()
         arrays, chains = named("dma_fence_array_ops"), named("dma_fence_chain_ops")
         alive = every.refcount > 0
         for at_most, wanted in ((False, alive), (True, ~alive)):
@@ -245,16 +247,19 @@ class _Walk:
 
     def _syncobjs(self) -> None:
         syncobjs: Set[int] = set()
-        with contextlib.suppress(LookupError):  # a kernel without them
+        with contextlib.suppress(LookupError):  # a kernel without files of them
             syncobjs.update(syncobjs_of_files(self.index))
-            for device in for_each_drm_device(self.prog):
-                for file in self._items("DRM files", for_each_drm_file(device)):
-                    syncobjs.update(
-                        syncobj.value_()
-                        for syncobj in self._items(
-                            "syncobj handles", (found for _, found in for_each_syncobj_handle(file))
-                        )
-                    )
+        try:
+            self.prog.type("struct drm_syncobj")
+            devices = list(for_each_drm_device(self.prog))
+        except LookupError:
+            return  # a kernel without them
+        for device in devices:
+            for file in self._items("DRM files", for_each_drm_file(device)):
+                handles = (syncobj for _, syncobj in for_each_syncobj_handle(file))
+                syncobjs.update(
+                    syncobj.value_() for syncobj in self._items("syncobj handles", handles)
+                )
         self._hold("syncobj", syncobj_fences(self.prog, sorted(syncobjs)))
 
     def _callbacks(self, every: Fences, arrays: Bools, chains: Bools) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from drgn import Object, Program, offsetof, sizeof
 
-from vmcore_tools.kernel.dma_fence import DMA_FENCE, Fences, fences
+from vmcore_tools.kernel.dma_fence import DMA_FENCE, Fences, fences, has_flag
 from vmcore_tools.kernel.drm_gem import GEM_OBJECT
 from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.slab import SlabIndex
@@ -76,7 +76,9 @@ def _detached_tables(prog: Program, devices: Sequence[Object]) -> Dict[Any, Dict
         type_ = prog.type("struct virtio_gpu_fence")
     except LookupError:
         return {}
-    if not devices or not type_.has_member(DETACHED_FENCE.ops_member):
+    if not type_.has_member(DETACHED_FENCE.ops_member) or prog.type("struct dma_fence").has_member(
+        "lock"
+    ):
         return {}
     table = {device.fence_drv.address_: "virtio_gpu, detached" for device in devices}
     return {DETACHED_FENCE: table}
@@ -87,16 +89,21 @@ def _with_detached(prog: Program, found: Dict[Any, Found]) -> Found:
     detached = found.get(DETACHED_FENCE)
     if detached is None or not len(detached.address):
         return by_ops
-    type_ = prog.type("struct virtio_gpu_fence")
-    start = offsetof(type_, "f")
-    structs = detached.structs[:, start : start + sizeof(prog.type("struct dma_fence"))]
-    members = field_dtype(
-        prog.type("struct dma_fence"),
-        {"ops": "ops", "refcount": "refcount.refcount.refs.counter"},
-    )
+    start = offsetof(prog.type("struct virtio_gpu_fence"), "f")
+    fence_type = prog.type("struct dma_fence")
+    structs = detached.structs[:, start : start + sizeof(fence_type)]
+    members = {"ops": "ops", "flags": "flags", "lock": "extern_lock"}
+    values = as_structs(structs, field_dtype(fence_type, members))
+    flags = values["flags"].astype(np.uint64)
+    lock_offset = offsetof(prog.type("struct virtio_gpu_fence_driver"), "lock")
     # Where ops are left, the fence was found by them.
-    values = as_structs(structs, members)
-    wanted = values["ops"] == 0
+    wanted = (
+        (values["ops"] == 0)
+        & (values["lock"] == detached.ops + np.uint64(lock_offset))
+        & has_flag(prog, flags, "DMA_FENCE_FLAG_INITIALIZED_BIT")
+        & has_flag(prog, flags, "DMA_FENCE_FLAG_SIGNALED_BIT")
+        & ~has_flag(prog, flags, "DMA_FENCE_FLAG_INLINE_LOCK_BIT")
+    )
     address = np.concatenate([by_ops.address, (detached.address + np.uint64(start))[wanted]])
     order = np.argsort(address, kind="stable")
 
