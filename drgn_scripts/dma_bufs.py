@@ -32,7 +32,14 @@ from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Requires
-from vmcore_tools.audit_findings import Allocators, Proof, count_audit_gaps, kmemleak_evidence
+from vmcore_tools.audit_findings import (
+    Allocators,
+    Dangling,
+    Proof,
+    count_audit_gaps,
+    kmemleak_evidence,
+    pointed_at_from,
+)
 from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
 from vmcore_tools.kernel.dma_buf import (
     device_name,
@@ -60,8 +67,6 @@ from vmcore_tools.model import (
 _TYPE = "struct dma_buf"
 #: Example addresses in a finding.
 _EXAMPLES_SHOWN = 4
-#: Places with unknown pointers that a finding names.
-_PLACES_SHOWN = 10
 #: Descriptors and mappings of one dma-buf that a row names.
 _USERS_SHOWN = 4
 #: Functions that only allocate a dma-buf for their caller.
@@ -268,13 +273,7 @@ def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
 def _unknown_holders(ctx: Context, result: _Result) -> Iterator[Any]:
     buffers = result.holders.buffers
     for exporter, _, group in _groups(ctx, result, Verdict.UNKNOWN_HOLDER):
-        places = sorted(
-            {
-                f"{reference.place.value}: {reference.holder}"
-                for i in group.tolist()
-                for reference in result.audit.pointers[i]
-            }
-        )
+        places = pointed_at_from(result.audit, group)
         examples = tuple(buffers.address[group[:_EXAMPLES_SHOWN]].tolist())
         yield Finding(
             rule=UNKNOWN_HOLDER,
@@ -288,10 +287,10 @@ def _unknown_holders(ctx: Context, result: _Result) -> Iterator[Any]:
                 Evidence("objects", Kind.COUNT, len(group)),
                 Evidence("references", Kind.COUNT, int(result.audit.left[group].sum())),
                 Evidence("exporter", Kind.UNTRUSTED, exporter),
-                Evidence("pointed_at_from", Kind.UNTRUSTED, tuple(places[:_PLACES_SHOWN])),
+                Evidence("pointed_at_from", Kind.UNTRUSTED, places),
                 Evidence("examples", Kind.ADDRESS, examples),
             ),
-            signature_key=(_TYPE, exporter, *places[:_PLACES_SHOWN]),
+            signature_key=(_TYPE, exporter, *places),
             unread=("what the unknown pointers mean",),
         )
 
@@ -302,35 +301,29 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     alive, stale = result.with_verdict(Verdict.DANGLING), audited.stale
     if not (len(alive) or len(stale.address)):
         return
-    kinds = {kind for kinds in stale.kinds for kind in kinds}
-    kinds.update(kind for kind, counts in audited.holders.items() if counts[alive].any())
+    found = Dangling.of(audited, alive)
     examples = (
         *stale.address[:_EXAMPLES_SHOWN].tolist(),
         *buffers.address[alive[:_EXAMPLES_SHOWN]].tolist(),
     )
-    sure = audited.can_prove_dangling
     yield Finding(
         rule=DANGLING,
-        confidence=Confidence.PROVEN if sure else Confidence.LIKELY,
+        confidence=found.confidence,
         message=(
             "{objects} dma-bufs have more holders than references, and {freed_objects} are freed "
             "and still pointed at by a holder; the holders: {holders}."
         ),
         subject=Ref(_TYPE, "", examples[0]),
         evidence=(
-            Evidence("objects", Kind.COUNT, len(alive)),
-            Evidence("holders_without_reference", Kind.COUNT, int(audited.excess[alive].sum())),
-            Evidence("freed_objects", Kind.COUNT, len(stale.address)),
-            Evidence("holders", Kind.TEXT, tuple(sorted(kinds))),
-            Evidence("registers_unread", Kind.COUNT, audited.registers_unread),
+            *found.evidence,
             Evidence("examples", Kind.ADDRESS, examples),
         ),
-        signature_key=("dangling", _TYPE, *sorted(kinds)),
+        signature_key=("dangling", _TYPE, *found.kinds),
         related=tuple(
             Ref("slab cache", index.caches[number].name, index.caches[number].cache.value_())
             for number in sorted(set(stale.cache.tolist()))
         ),
-        unread=() if sure else ("what tasks were doing at that moment",),
+        unread=found.unread,
     )
 
 

@@ -37,7 +37,14 @@ import numpy.typing as npt
 from drgn import Program
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Requires
-from vmcore_tools.audit_findings import Allocators, Proof, count_audit_gaps, kmemleak_evidence
+from vmcore_tools.audit_findings import (
+    Allocators,
+    Dangling,
+    Proof,
+    count_audit_gaps,
+    kmemleak_evidence,
+    pointed_at_from,
+)
 from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
 from vmcore_tools.kernel.dma_fence import Fences
 from vmcore_tools.kernel.fence_holders import KINDS, FenceHolders, fence_holders
@@ -133,8 +140,6 @@ register is left out: its count may be changing. `likely` where registers are
 not in the dump, or the target is live.""",
 )
 _NOT_JUDGED = "its driver's own list of fences is not known here, and something points at it"
-#: Places with unknown pointers that a finding names.
-_PLACES_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,13 +332,7 @@ def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int
     found = result.fences.found
     cache = index.caches[found.cache[group[0]]]
     ops_name, type_name = _ops_name(result, group[0]), _type_name(result, group[0])
-    places = sorted(
-        {
-            f"{reference.place.value}: {reference.holder}"
-            for i in group.tolist()
-            for reference in result.audit.pointers[i]
-        }
-    )
+    places = pointed_at_from(result.audit, group)
     return Finding(
         rule=UNKNOWN_HOLDER,
         confidence=Confidence.SUSPECTED,
@@ -347,12 +346,12 @@ def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int
             Evidence("references", Kind.COUNT, int(result.audit.left[group].sum())),
             Evidence("type", Kind.TEXT, type_name),
             Evidence("cache", Kind.UNTRUSTED, cache.name),
-            Evidence("pointed_at_from", Kind.UNTRUSTED, tuple(places[:_PLACES_SHOWN])),
+            Evidence("pointed_at_from", Kind.UNTRUSTED, places),
             Evidence(
                 "examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())
             ),
         ),
-        signature_key=(type_name, *places[:_PLACES_SHOWN]),
+        signature_key=(type_name, *places),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         unread=("what the unknown pointers mean",),
     )
@@ -365,8 +364,7 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     saturated = result.with_verdict(Verdict.SATURATED)
     if not (len(alive) or len(saturated) or len(audited.stale.address)):
         return
-    kinds = {kind for kinds in audited.stale.kinds for kind in kinds}
-    kinds.update(kind for kind, counts in audited.holders.items() if counts[alive].any())
+    common = Dangling.of(audited, alive)
     types = {_type_name(result, i) for i in (*alive.tolist(), *saturated.tolist())}
     type_name = min(types) if types else "struct dma_fence"
     caches = {int(found.cache[i]) for i in (*alive.tolist(), *saturated.tolist())}
@@ -374,10 +372,9 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     examples: List[int] = []
     for addresses in (audited.stale.address, found.address[alive], found.address[saturated]):
         examples += addresses[:_EXAMPLES_SHOWN].tolist()
-    sure = audited.can_prove_dangling
     yield Finding(
         rule=DANGLING,
-        confidence=Confidence.PROVEN if sure else Confidence.LIKELY,
+        confidence=common.confidence,
         message=(
             "{objects} fences have more holders than references, {freed_objects} are freed and "
             "still pointed at by a holder, and {objects_saturated} have a saturated reference "
@@ -385,21 +382,17 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
         ),
         subject=Ref(type_name, "", examples[0]),
         evidence=(
-            Evidence("objects", Kind.COUNT, len(alive)),
-            Evidence("holders_without_reference", Kind.COUNT, int(audited.excess[alive].sum())),
-            Evidence("freed_objects", Kind.COUNT, len(audited.stale.address)),
+            *common.evidence,
             Evidence("objects_saturated", Kind.COUNT, len(saturated)),
             Evidence("objects_signaled", Kind.COUNT, int(every.signaled[alive].sum())),
-            Evidence("holders", Kind.TEXT, tuple(sorted(kinds)) or ("none",)),
-            Evidence("registers_unread", Kind.COUNT, audited.registers_unread),
             Evidence("examples", Kind.ADDRESS, tuple(examples[: 2 * _EXAMPLES_SHOWN])),
         ),
-        signature_key=("dangling", type_name, *sorted(kinds)),
+        signature_key=("dangling", type_name, *common.kinds),
         related=tuple(
             Ref("slab cache", index.caches[number].name, index.caches[number].cache.value_())
             for number in sorted(caches)
         ),
-        unread=() if sure else ("what tasks were doing at that moment",),
+        unread=common.unread,
     )
 
 

@@ -26,6 +26,8 @@ U64 = npt.NDArray[np.uint64]
 
 #: Distinct allocating stacks that a finding shows, the most frequent first.
 _STACKS_SHOWN = 3
+#: Places with unknown pointers that a finding names.
+_PLACES_SHOWN = 10
 #: What is between an allocation and the code that wanted it.
 _ALLOCATOR = r"_*(kmem_cache_alloc|kmalloc|kzalloc|slab_|set_track|slub_).*"
 
@@ -79,6 +81,55 @@ class Proof:
             unread = ("what the stray pointers mean",)
         confidence = Confidence.PROVEN if proven else Confidence.LIKELY
         return Proof(confidence, message, unread, evidence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dangling:
+    """
+    What findings of holders without a reference have in common.
+
+    :ivar kinds: of these holders
+    """
+
+    confidence: Confidence
+    kinds: Tuple[str, ...]
+    unread: Tuple[str, ...]
+    evidence: Tuple[Evidence, ...]
+
+    @staticmethod
+    def of(result: Audit, alive: npt.NDArray[np.int64]) -> Dangling:
+        """
+        :param alive: positions of the objects with too many holders
+        """
+        kinds = {kind for kinds in result.stale.kinds for kind in kinds}
+        kinds.update(kind for kind, counts in result.holders.items() if counts[alive].any())
+        sure = result.can_prove_dangling
+        return Dangling(
+            Confidence.PROVEN if sure else Confidence.LIKELY,
+            tuple(sorted(kinds)),
+            () if sure else ("what tasks were doing at that moment",),
+            (
+                Evidence("objects", Kind.COUNT, len(alive)),
+                Evidence("holders_without_reference", Kind.COUNT, int(result.excess[alive].sum())),
+                Evidence("freed_objects", Kind.COUNT, len(result.stale.address)),
+                Evidence("holders", Kind.TEXT, tuple(sorted(kinds)) or ("none",)),
+                Evidence("registers_unread", Kind.COUNT, result.registers_unread),
+            ),
+        )
+
+
+def pointed_at_from(result: Audit, group: npt.NDArray[np.int64]) -> Tuple[str, ...]:
+    """
+    The places with unexplained pointers to objects, the first ones by name.
+
+    :param group: positions of the objects
+    """
+    places = {
+        f"{reference.place.value}: {reference.holder}"
+        for i in group.tolist()
+        for reference in result.pointers[i]
+    }
+    return tuple(sorted(places)[:_PLACES_SHOWN])
 
 
 def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -> None:
