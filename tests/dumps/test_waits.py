@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Set
 from drgn import Object, container_of
 from drgn.helpers.linux.pid import find_task
 
-from drgn_scripts.wait_graph import ANALYSIS, WaitingTask
+from drgn_scripts.wait_graph import ANALYSIS
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import demo
 from vmcore_tools.kernel.run_queue import (
@@ -146,21 +146,54 @@ def test_barrier_and_work_lie_in_the_pool_behind_each_other(demo_dump: ShippedDu
     assert target.pwq.wq.name.string_() == b"mm_percpu_wq"
 
 
+def rows(dump: ShippedDump, analysis: str, table: str) -> List[Any]:
+    return [
+        row
+        for result in dump.report.analyses
+        if result.name == analysis
+        for rows_of in result.tables
+        if rows_of.row_type.__name__ == table
+        for row in rows_of.rows
+    ]
+
+
+def test_the_table_of_works(demo_dump: ShippedDump) -> None:
+    (pool,) = (row for row in rows(demo_dump, "workqueues", "WorkerPool") if row.pending)
+    assert (pool.cpu, pool.high_priority) == (demo_dump.truth["culprit"]["cpu"], False)
+    # 15 s, and the kernel's watchdog waits for 30 s.
+    assert pool.overdue is False
+    (worker,) = rows(demo_dump, "workqueues", "Worker")
+    assert (worker.state, worker.pool_id) == ("woken", pool.pool_id)
+    assert worker.pid in {task["pid"] for task in tasks(demo_dump) if task["state"] == "R"}
+    works = rows(demo_dump, "workqueues", "QueuedWork")
+    assert len(works) == pool.pending
+    assert [w.work_function for w in works][-2:] == ["drain_local_pages_wq", "wq_barrier_func"]
+    assert works[-1].flusher_pid == demo_dump.truth["hung"]["pid"]
+    assert works[-1].flusher_comm == demo_dump.truth["hung"]["comm"]
+
+
+def test_the_tables_of_run_queues(demo_dump: ShippedDump) -> None:
+    culprit = demo_dump.truth["culprit"]
+    cpu = rows(demo_dump, "run-queues", "Cpu")[culprit["cpu"]]
+    assert (cpu.cpu, cpu.pid, cpu.policy) == (culprit["cpu"], culprit["pid"], "SCHED_FIFO")
+    assert cpu.rt_priority == culprit["rt_priority"]
+    queued = [r for r in rows(demo_dump, "run-queues", "QueuedTask") if r.cpu == cpu.cpu]
+    assert {row.pid for row in queued} == {
+        task["pid"]
+        for task in tasks(demo_dump)
+        if task["state"] == "R" and task["cpu"] == cpu.cpu and task["pid"] != culprit["pid"]
+    }
+
+
 # Any dump.
 
 
 def test_who_is_on_a_list_of_waiters_is_found(shipped: ShippedDump) -> None:
-    rows = [
-        row
-        for analysis in shipped.report.analyses
-        if analysis.name == "wait-graph"
-        for table in analysis.tables
-        for row in table.rows
-    ]
-    assert {row.pid for row in rows} == {
+    waiting = rows(shipped, "wait-graph", "WaitingTask")
+    assert {row.pid for row in waiting} == {
         task["pid"] for task in tasks(shipped) if task["state"] == "D"
     }
-    assert all(isinstance(row, WaitingTask) and isinstance(row.waits_for, str) for row in rows)
+    assert all(isinstance(row.waits_for, str) for row in waiting)
 
 
 def test_without_a_hang_nobody_is_to_blame(shipped: ShippedDump) -> None:
