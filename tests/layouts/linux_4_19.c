@@ -443,6 +443,13 @@ struct kmemleak_object {
 };
 struct kmemleak_object keep_kmemleak_object;
 
+/* include/linux/sched.h: only that there is such a structure */
+
+struct task_struct {
+	volatile long state;
+};
+struct task_struct keep_task_struct;
+
 /* kernel/workqueue.c and its headers */
 
 struct timer_list {
@@ -589,3 +596,14 @@ u64 log_first_seq;
 u32 log_first_idx;
 u64 log_next_seq;
 u32 log_next_idx;
+
+/* mm/kmemleak.c */
+
+#line 1 "mm/kmemleak.c"
+int kmemleak_enabled;
+int kmemleak_error;
+unsigned long jiffies_min_age;
+unsigned long jiffies_last_scan;
+struct mutex scan_mutex;
+struct list_head object_list;
+struct kmem_cache *object_cache;

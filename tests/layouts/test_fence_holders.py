@@ -121,7 +121,6 @@ def test_fence_arrays(machine: Machine) -> None:
     )
 
 
-@pytest.mark.parametrize("machine", WITH_CHAINS, indirect=True)
 def test_what_an_array_holds_of_itself(machine: Machine) -> None:
     fences = [new_fence(machine) for _ in range(3)]
     idle = new_array(machine, fences, {REFCOUNT: 1})

@@ -172,6 +172,17 @@ def test_the_lock_is_a_pointer_or_inside(gpu: Gpu) -> None:
     assert result.virtio_gpu.tolist() == [False]
 
 
+def test_what_only_looks_like_a_fence_is_none(gpu: Gpu) -> None:
+    machine = gpu.machine
+    drv = offsetof(machine.prog.type("struct virtio_gpu_fence"), "drv")
+    # Something with a pointer to the timeline where a fence has it, and zeros.
+    machine.words(gpu.free[128].pop() + drv, [gpu.timeline])
+    # A fence that was allocated and not initialised yet.
+    machine.put("struct virtio_gpu_fence", gpu.free[128].pop(), {"drv": gpu.timeline})
+
+    assert walk(gpu).fences.found.address.tolist() == []
+
+
 def test_containers_keep_their_operations(gpu: Gpu) -> None:
     machine = gpu.machine
     first, second = gpu.fence(11, True, {}), gpu.fence(12, True, {})
