@@ -223,6 +223,90 @@ struct virtio_gpu_vbuffer {
 };
 struct virtio_gpu_vbuffer keep_virtio_gpu_vbuffer;
 
+/* Of IDRs and DRM only what is on the way to the fences. */
+
+struct radix_tree_node {
+	unsigned char shift;
+	unsigned char offset;
+	unsigned char count;
+	unsigned char exceptional;
+	struct radix_tree_node *parent;
+	struct radix_tree_root *root;
+	struct list_head private_list;
+	void *slots[64];
+	unsigned long tags[3];
+};
+struct radix_tree_node keep_radix_tree_node;
+
+struct radix_tree_root {
+	spinlock_t xa_lock;
+	gfp_t gfp_mask;
+	struct radix_tree_node *rnode;
+};
+
+struct idr {
+	struct radix_tree_root idr_rt;
+	unsigned int idr_base;
+	unsigned int idr_next;
+};
+
+struct drm_driver {
+	char *name;
+};
+
+struct drm_mode_config {
+	struct list_head fb_list;
+	struct list_head plane_list;
+};
+
+struct drm_device {
+	struct drm_driver *driver;
+	void *dev_private;
+	struct list_head filelist;
+	struct drm_mode_config mode_config;
+};
+
+struct drm_minor {
+	struct drm_device *dev;
+};
+struct drm_minor keep_drm_minor;
+
+struct drm_framebuffer {
+	struct drm_device *dev;
+	struct list_head head;
+};
+
+struct drm_plane_state {
+	struct dma_fence *fence;
+};
+
+struct drm_plane {
+	struct list_head head;
+	struct drm_plane_state *state;
+};
+struct drm_plane keep_drm_plane;
+
+struct drm_file {
+	struct list_head lhead;
+	struct idr object_idr;
+	struct idr syncobj_idr;
+};
+struct drm_file keep_drm_file;
+
+struct virtio_gpu_framebuffer {
+	struct drm_framebuffer base;
+	struct virtio_gpu_fence *fence;
+};
+struct virtio_gpu_framebuffer keep_virtio_gpu_framebuffer;
+
+struct virtio_gpu_device {
+	struct drm_device *ddev;
+	struct virtio_gpu_fence_driver fence_drv;
+};
+struct virtio_gpu_device keep_virtio_gpu_device;
+
+struct idr drm_minors_idr;
+
 /* include/linux/mm_types.h */
 
 struct kmem_cache;

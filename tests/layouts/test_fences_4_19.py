@@ -8,7 +8,7 @@ As on arm64, where the smallest kmalloc cache has 128 bytes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Dict, Iterator, List
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from drgn import offsetof
 from tests.layouts.machine import Machine, Value
 from tests.layouts.slabs import Slabs
 from vmcore_tools.kernel.dma_fence import DMA_FENCE, by_name, fences, with_callbacks
+from vmcore_tools.kernel.fence_holders import fence_holders
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.kernel.typed_objects import find_embedded
 
@@ -111,3 +112,67 @@ def test_fences_inside_of_a_scheduler_s_fence(machine: Machine) -> None:
         fence + offsetof(type_, "finished"),
     ]
     assert np.unique(found.container).tolist() == [fence]
+
+
+def test_the_device_its_list_and_its_framebuffers(machine: Machine) -> None:
+    prog = machine.prog
+    slabs = Slabs(machine)
+    objects = iter(slabs.slab(slabs.cache(b"kmalloc-128", 128)))
+    fence_type = prog.type("struct virtio_gpu_fence")
+    device = machine.new("struct virtio_gpu_device", {"fence_drv.last_seq.counter": 90})
+    timeline = device + offsetof(prog.type("struct virtio_gpu_device"), "fence_drv")
+    driver_type = prog.type("struct virtio_gpu_fence_driver")
+    members: Dict[str, Value] = {
+        "f.lock": timeline + offsetof(driver_type, "lock"),
+        "drv": timeline,
+    }
+    driver = machine.new("struct drm_driver", {"name": machine.string(b"virtio_gpu")})
+    drm = machine.new("struct drm_device", {"driver": driver, "dev_private": device})
+    machine.put("struct virtio_gpu_device", device, {"ddev": drm})
+    minor = machine.new("struct drm_minor", {"dev": drm})
+    # The only entry of a radix tree, if it is the first, is in its root.
+    machine.put("struct idr", machine.variable("drm_minors_idr"), {"idr_rt.rnode": minor})
+
+    signaled: Dict[str, Value] = {f"f.{REFCOUNT}": 1, "f.flags": SIGNALED, **members}
+    leaked = put_fence(machine, next(objects), {"f.seqno": 17, **signaled})
+    emitted = [
+        put_fence(machine, next(objects), {"f.seqno": seqno, f"f.{REFCOUNT}": 2, **members})
+        for seqno in (91, 92)
+    ]
+    shown = put_fence(machine, next(objects), {"f.seqno": 18, **signaled})
+    known = put_fence(machine, next(objects), {"f.seqno": 19, **signaled})
+    node = offsetof(fence_type, "node")
+    machine.link(timeline + offsetof(driver_type, "fences"), [fence + node for fence in emitted])
+    framebuffer = machine.new("struct virtio_gpu_framebuffer", {"fence": shown})
+    syncobj = machine.new("struct drm_syncobj", {REFCOUNT: 1, "fence": known})
+    # Handles begin at 1: the entry is in a node.
+    handles = machine.new("struct radix_tree_node", {"count": 1})
+    slots = offsetof(prog.type("struct radix_tree_node"), "slots")
+    machine.words(handles + slots + 8, [syncobj])
+    file = machine.new("struct drm_file", {"syncobj_idr.idr_rt.rnode": handles | 1})
+    drm_type = prog.type("struct drm_device")
+    lists = {
+        "filelist": [file + offsetof(prog.type("struct drm_file"), "lhead")],
+        "mode_config.fb_list": [
+            framebuffer + offsetof(prog.type("struct virtio_gpu_framebuffer"), "base.head")
+        ],
+        "mode_config.plane_list": [],
+    }
+    for name, nodes in lists.items():
+        machine.link(drm + offsetof(drm_type, name), nodes)
+
+    result = fence_holders(slab_index(prog, machine.memory))
+
+    assert result.gaps == ()
+    every = sorted([leaked, *emitted, shown, known])
+    assert result.fences.found.address.tolist() == every
+    assert result.virtio_gpu.all()
+    assert result.last_completed.tolist() == [90] * 5
+    held: Dict[str, List[int]] = {}
+    for holders in result.described.holders:
+        held.setdefault(holders.kind, []).extend(holders.held.tolist())
+    assert {kind: sorted(fences) for kind, fences in held.items() if fences} == {
+        "driver": sorted(emitted),
+        "plane": [shown],
+        "syncobj": [known],
+    }
