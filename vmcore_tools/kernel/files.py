@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Dict, Iterator, List, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from vmcore_tools.kernel.task import for_each_bounded_task
 
 U64 = npt.NDArray[np.uint64]
 
+_CACHE_KEY = "vmcore_tools.kernel.files"
 #: More descriptors than a table can have (``sysctl_nr_open_max`` is below it).
 _DESCRIPTORS_MAX = 1 << 30
 #: Watches of one file; a damaged list must end.
@@ -70,13 +71,32 @@ def files_with_ops(index: SlabIndex, fops: Object) -> U64:
     :return: uint64 array of ``struct file *``, sorted
     :raises LookupError: without the debug info of the file cache
     """
-    prog = index.prog
-    cache = index.cache_number(_file_cache(prog))
-    if cache is None:
-        return np.zeros(0, dtype=np.uint64)
     assert fops.address_ is not None
-    offset = offsetof(prog.type("struct file"), "f_op")
-    return index.objects_with_word(cache, offset, fops.address_)
+    addresses, ops = _files(index)
+    result: U64 = addresses[ops == np.uint64(fops.address_)]
+    return result
+
+
+def _files(index: SlabIndex) -> Tuple[U64, U64]:
+    """All allocated files, sorted, and their operations tables; read once for an index."""
+    prog = index.prog
+    cached: Optional[Tuple[SlabIndex, U64, U64]] = prog.cache.get(_CACHE_KEY)
+    if cached is not None and cached[0] is index:
+        return cached[1:]
+    addresses, ops = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.uint64)]
+    cache = index.cache_number(_file_cache(prog))
+    if cache is not None:
+        offset = offsetof(prog.type("struct file"), "f_op")
+        for batch in index.batches(np.flatnonzero(index.cache == cache)):
+            start = batch.cache.red_left_pad_bytes + offset
+            at = start + np.arange(batch.objects.shape[1]) * batch.cache.size_bytes
+            words = batch.data.view(np.uint64)[:, at // 8]
+            addresses.append(batch.objects[batch.allocated])
+            ops.append(words[batch.allocated])
+    order = np.argsort(np.concatenate(addresses))
+    found = np.concatenate(addresses)[order], np.concatenate(ops)[order]
+    prog.cache[_CACHE_KEY] = (index, *found)
+    return found
 
 
 def _file_cache(prog: Program) -> Object:
