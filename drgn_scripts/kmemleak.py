@@ -37,6 +37,7 @@ from vmcore_tools.kernel.kmemleak import (
     object_stacks,
     reported_objects,
     unreferenced_objects,
+    untagged,
 )
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
@@ -156,7 +157,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
     if not state.enabled and not len(objects) and objects.problem is None:
         raise NotApplicable("kmemleak is off: boot with kmemleak=on")
     shown = reported_objects(state, objects)
-    reported = _reported(index, objects.records[shown])
+    reported = _reported(index, objects, objects.records[shown])
     younger = _younger(state, objects)
     _count_gaps(ctx, state, objects, younger, reported)
     yield KmemleakScan(
@@ -176,22 +177,22 @@ def analyze(ctx: Context) -> Iterator[Any]:
     yield ManyRows(UnreferencedObject, len(reported.records), _rows(index, reported, stacks))
 
 
-def _reported(index: SlabIndex, records: Records) -> _Reported:
-    stack, stacks = object_stacks(index.prog, records)
+def _reported(index: SlabIndex, objects: KmemleakObjects, records: Records) -> _Reported:
+    stack, stacks = object_stacks(objects, records)
     try:
         age_ns = jiffies_age_ns(index.prog, records["jiffies"])
     except LookupError:
         age_ns = np.full(len(records), -1, dtype=np.int64)
-    row = index.find(records["pointer"])
+    row = index.find(untagged(records["pointer"]))
     row[(records["flags"] & (OBJECT_PHYS | OBJECT_PERCPU)) != 0] = -1
     cache = np.where(row >= 0, index.cache[row], -1) if len(index.cache) else row
-    functions = (function_behind_allocator(index.prog, found) for found in stacks.stacks)
+    functions = (function_behind_allocator(index.prog, found) for found in stacks)
     return _Reported(
         records,
         age_ns,
         cache,
         stack,
-        stacks.stacks,
+        stacks,
         tuple(function or "an unknown function" for function in functions),
     )
 

@@ -232,6 +232,16 @@ def test_per_cpu_pointers_are_no_addresses_to_compare_with(copy: Copy) -> None:
     ]
 
 
+def test_tags_are_no_part_of_an_address(copy: Copy) -> None:
+    fence = int(next(objects_of(copy.original, "kmalloc-96"))[0])
+    tagged = fence & ~(0xFF << 56) | 0xF3 << 56
+    copy.link([(copy.slot(), {"pointer": tagged})])
+    assert kmemleak_reported(copy.index()).tolist() == [fence]
+    (row,) = rows(copy.report(), UnreferencedObject)
+    # As the kernel prints it.
+    assert (row.address, row.cache) == (tagged, "kmalloc-96")
+
+
 def test_during_a_scan_the_counts_do_not_count(copy: Copy) -> None:
     copy.link(mixed(copy))
     # Of this owner of the mutex, no stack can be read.
@@ -309,8 +319,8 @@ def test_stacks_end_where_their_length_says(copy: Copy) -> None:
         ]
     )
     objects = kmemleak_objects(copy.index())
-    position, stacks = object_stacks(copy.prog, objects.records)
-    found = [stacks.stacks[i] if i >= 0 else None for i in position.tolist()]
+    position, stacks = object_stacks(objects, objects.records)
+    found = [stacks[i] if i >= 0 else None for i in position.tolist()]
     assert found == [(alloc, ioctl), (ioctl,), None, (alloc, ioctl)]
 
 

@@ -81,5 +81,5 @@ def test_what_is_reported_and_who_allocated_it(machine: Machine) -> None:
     assert kmemleak_reported(index).tolist() == [blocks[0], blocks[4]]
     assert objects.records["comm"].tolist() == [b"", b"", b"", b"", b"Xorg"]
     assert set(objects.records["pid"].tolist()) == {412}
-    positions, stacks = object_stacks(machine.prog, objects.records)
-    assert [tuple(stacks.stacks[i]) for i in positions.tolist()] == [STACK] * 5
+    positions, stacks = object_stacks(objects, objects.records)
+    assert [stacks[i] for i in positions.tolist()] == [STACK] * 5

@@ -38,6 +38,27 @@ _COMM_BYTES = 16
 #: More objects than a machine with a terabyte has.
 _OBJECTS_MAX = 1 << 26
 
+#: Members of ``struct kmemleak_object`` that are kept, and how.
+_KEPT: Dict[str, Any] = {
+    "pointer": np.uint64,
+    "size": np.uint64,
+    "jiffies": np.uint64,
+    "min_count": np.int32,
+    "count": np.int32,
+    "flags": np.uint32,
+    "pid": np.int32,
+}
+_RECORD = np.dtype(
+    [
+        ("address", np.uint64),
+        ("next", np.uint64),
+        ("prev", np.uint64),
+        ("comm", f"S{_COMM_BYTES}"),
+        ("trace", np.int64),
+        *_KEPT.items(),
+    ]
+)
+
 U64 = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -70,13 +91,17 @@ class KmemleakObjects:
     :ivar records: array of shape (n,) with the fields "address" (of the
         ``struct kmemleak_object``), "pointer" and "size" (the block; not a virtual
         address where OBJECT_PHYS or OBJECT_PERCPU is set), "min_count",
-        "count", "flags", "jiffies", "pid", "comm" and "trace" (return
-        addresses, or a handle of the stack depot)
+        "count", "flags", "jiffies", "pid", "comm" and "trace" (for
+        :func:`object_stacks`)
+    :ivar recorded: the stacks that "trace" stands for
+    :ivar by_handle: "trace" is a handle of the stack depot, and no position
     :ivar problem: why the list is not whole, None if it is
     :ivar missed: objects that are allocated, but were not found on the list
     """
 
     records: npt.NDArray[Any]
+    recorded: RecordedStacks
+    by_handle: bool
     problem: Optional[str]
     missed: int
 
@@ -163,8 +188,9 @@ def kmemleak_reported(index: SlabIndex) -> U64:
     The addresses of the blocks that kmemleak reports as leaked.
 
     To compare with objects that were found otherwise: kmemleak's address of a
-    slab object is the object's own. What is not in here is either referenced
-    in kmemleak's eyes, or younger than its last scan, or not watched.
+    slab object is the object's own, here without a KASAN tag. What is not in
+    here is either referenced in kmemleak's eyes, or younger than its last
+    scan, or not watched.
 
     :return: sorted uint64 array; empty if kmemleak has never scanned
     :raises LookupError: if the kernel was built without CONFIG_DEBUG_KMEMLEAK
@@ -172,23 +198,32 @@ def kmemleak_reported(index: SlabIndex) -> U64:
     state, objects = kmemleak_state(index.prog), kmemleak_objects(index)
     records = objects.records[reported_objects(state, objects)]
     virtual = (records["flags"] & (OBJECT_PHYS | OBJECT_PERCPU)) == 0
-    return np.sort(records["pointer"][virtual])
+    return np.sort(untagged(records["pointer"][virtual]))
 
 
-def object_stacks(prog: Program, records: npt.NDArray[Any]) -> Tuple[Ints, RecordedStacks]:
+def untagged(pointers: U64) -> U64:
+    """Kernel addresses without a KASAN tag in the top byte, as ``kasan_reset_tag()`` gives them."""
+    kernel = (pointers >> np.uint64(55)) & np.uint64(1) != 0
+    return np.where(kernel, pointers | np.uint64(0xFF << 56), pointers)
+
+
+def object_stacks(
+    objects: KmemleakObjects, records: npt.NDArray[Any]
+) -> Tuple[Ints, Tuple[Tuple[int, ...], ...]]:
     """
     The allocating stacks of objects.
 
     :param records: of :attr:`KmemleakObjects.records`, some or all
     :return: int64 array of shape (n,): positions in the stacks, -1 for none;
-        and the stacks
+        and the stacks, return addresses, the innermost first
     """
-    stacks = RecordedStacks(prog)
-    trace = records["trace"]
-    # 56a61617dd22 ("mm: use stack_depot for recording kmemleak's backtrace") in v6.3.
-    if prog.type(_TYPE).has_member("trace_handle"):
-        return stacks.add_handles(trace.astype(np.uint32).reshape(-1)), stacks
-    return stacks.add_arrays(trace), stacks
+    position: Ints = records["trace"]
+    if objects.by_handle:
+        position = objects.recorded.add_handles(position.astype(np.uint32))
+    every = objects.recorded.stacks
+    used = np.unique(position[position >= 0])
+    compact = np.where(position >= 0, np.searchsorted(used, position), -1)
+    return compact.astype(np.int64), tuple(every[i] for i in used.tolist())
 
 
 def kmemleak_objects(index: SlabIndex) -> KmemleakObjects:
@@ -219,24 +254,22 @@ class _Layout:
 
     type: Type
     fields: np.dtype[Any]
-    kept: np.dtype[Any]
     node: int  #: offset of the links
+    recorded: RecordedStacks
+    by_handle: bool
 
     @staticmethod
     def of(prog: Program) -> _Layout:
         type_ = prog.type(_TYPE)
         members = {name: name for name in _KEPT}
         members.update(next="object_list.next", prev="object_list.prev")
-        frames = 1
-        if type_.has_member("trace_handle"):
-            members["trace_handle"] = "trace_handle"
-        else:
-            members["trace_len"] = "trace_len"
-            frames = sizeof(type_.member("trace").type) // 8
-        kept: List[Tuple[Any, ...]] = [(name, np.uint64) for name in ("address", "next", "prev")]
-        kept += [*_KEPT.items(), ("comm", f"S{_COMM_BYTES}"), ("trace", np.uint64, (frames,))]
+        # 56a61617dd22 ("mm: use stack_depot for recording kmemleak's backtrace") in v6.3.
+        by_handle = type_.has_member("trace_handle")
+        name = "trace_handle" if by_handle else "trace_len"
+        members[name] = name
         node = offsetof(type_, "object_list")
-        return _Layout(type_, field_dtype(type_, members), np.dtype(kept), node)
+        fields = field_dtype(type_, members)
+        return _Layout(type_, fields, node, RecordedStacks(prog), by_handle)
 
     def records(self, address: U64, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """
@@ -246,36 +279,21 @@ class _Layout:
         :param raw: uint8 array of shape (n, size of the structure)
         """
         fields = as_structs(raw, self.fields)
-        records = np.zeros(len(raw), dtype=self.kept)
+        records = np.zeros(len(raw), dtype=_RECORD)
         records["address"] = address
         for name in (*_KEPT, "next", "prev"):
-            records[name] = (
-                fields[name].astype(f"u{self.kept[name].itemsize}").view(self.kept[name])
-            )
+            records[name] = fields[name]
         comm = offsetof(self.type, "comm")
         text = np.ascontiguousarray(raw[:, comm : comm + _COMM_BYTES])
         records["comm"] = text.view(f"S{_COMM_BYTES}")[:, 0]
-        if self.type.has_member("trace_handle"):
-            records["trace"][:, 0] = fields["trace_handle"]
+        if self.by_handle:
+            records["trace"] = fields["trace_handle"]
             return records
-        trace = offsetof(self.type, "trace")
-        frames = records["trace"].shape[1]
-        words = np.ascontiguousarray(raw[:, trace : trace + 8 * frames]).view(np.uint64)
-        used = np.arange(frames) < fields["trace_len"][:, None]
-        records["trace"] = np.where(used, words, np.uint64(0))
+        trace, size = offsetof(self.type, "trace"), sizeof(self.type.member("trace").type)
+        words = np.ascontiguousarray(raw[:, trace : trace + size]).view(np.uint64)
+        used = np.arange(words.shape[1]) < fields["trace_len"][:, None]
+        records["trace"] = self.recorded.add_arrays(np.where(used, words, np.uint64(0)))
         return records
-
-
-#: Members of ``struct kmemleak_object`` that are kept, and how.
-_KEPT: Dict[str, Any] = {
-    "pointer": np.uint64,
-    "size": np.uint64,
-    "jiffies": np.uint64,
-    "min_count": np.int32,
-    "count": np.int32,
-    "flags": np.uint32,
-    "pid": np.int32,
-}
 
 
 def _slab_records(index: SlabIndex, layout: _Layout) -> Tuple[List[npt.NDArray[Any]], List[Bools]]:
@@ -298,7 +316,7 @@ def _slab_records(index: SlabIndex, layout: _Layout) -> Tuple[List[npt.NDArray[A
 
 def _pool_records(prog: Program, layout: _Layout) -> npt.NDArray[Any]:
     """The structures of the static pool, from which those of early allocations come."""
-    none = np.zeros(0, dtype=layout.kept)
+    none = np.zeros(0, dtype=_RECORD)
     try:
         # c5665868183f ("mm: kmemleak: use the memory pool for early allocations") in v5.4.
         pool = prog.variable("mem_pool", _FILE)
@@ -313,6 +331,9 @@ def _pool_records(prog: Program, layout: _Layout) -> npt.NDArray[Any]:
 class _Walk:
     """A walk of kmemleak's list over structures that are at hand."""
 
+    #: What a link can lead to that is no position.
+    _HEAD, _MISFIT, _UNKNOWN = -1, -2, -3
+
     def __init__(
         self, prog: Program, layout: _Layout, records: npt.NDArray[Any], in_slab: Bools
     ) -> None:
@@ -320,67 +341,102 @@ class _Walk:
         self._layout = layout
         self._records = records
         self._in_slab = in_slab
-        self._nodes: List[int] = (records["address"] + np.uint64(layout.node)).tolist()
-        self._links = {"next": records["next"].tolist(), "prev": records["prev"].tolist()}
-        self._by_node = {node: i for i, node in enumerate(self._nodes)}
-        self._others: List[npt.NDArray[Any]] = []
+        self._head = prog.variable("object_list", _FILE)
+        self._nodes = records["address"] + np.uint64(layout.node)
+        self._order = np.argsort(self._nodes)
+        self._others: Dict[int, npt.NDArray[Any]] = {}
 
     def objects(self) -> KmemleakObjects:
-        head = self._prog.variable("object_list", _FILE)
         seen: Dict[int, None] = {}
-        problem = self._walk(head, "next", "prev", seen)
+        problem = self._walk("next", "prev", seen)
         forward = len(seen)
         if problem is not None:
             # What is behind the damage is reached from the other end.
-            self._walk(head, "prev", "next", seen)
+            self._walk("prev", "next", seen)
         order = list(seen)
         order[forward:] = order[forward:][::-1]
-        records = np.concatenate([self._records, *self._others])
+        records = np.concatenate([self._records, *self._others.values()])
         missed = 0
         if problem is not None:
             on_list = np.zeros(len(records), dtype=bool)
             on_list[order] = True
             alive = (self._records["flags"] & OBJECT_ALLOCATED) != 0
             missed = int((self._in_slab & alive & ~on_list[: len(self._records)]).sum())
-        return KmemleakObjects(records[np.array(order, dtype=np.int64)], problem, missed)
+        layout = self._layout
+        return KmemleakObjects(
+            records[np.array(order, dtype=np.int64)],
+            layout.recorded,
+            layout.by_handle,
+            problem,
+            missed,
+        )
 
-    def _walk(self, head: Object, ahead: str, back: str, seen: Dict[int, None]) -> Optional[str]:
+    def _walk(self, ahead: str, back: str, seen: Dict[int, None]) -> Optional[str]:
         """Go from the head until it comes again, or a problem."""
-        start = head.address_
+        head = self._head.address_
         try:
-            last, node = start, head.member_(ahead).value_()
+            node = self._head.member_(ahead).value_()
         except FaultError:
             return "its head is not in the dump"
+        targets = self._targets(self._records[ahead], self._records[back], self._nodes).tolist()
+        here = np.array([node], dtype=np.uint64)
+        position = int(self._targets(here, self._records[back], np.uint64(head))[0])
+        last = head
         for _ in range(_OBJECTS_MAX):
-            if node == start:
+            if position == self._UNKNOWN:
+                position = self._other(node, last, back)
+            if position == self._HEAD:
                 return None
-            i = self._position(node)
-            if i is None:
+            if position == self._UNKNOWN:
                 return f"an object at 0x{node:x} is not in the dump"
-            if i in seen:
-                return f"it comes back to 0x{node:x}"
-            if self._links[back][i] != last:
+            if position == self._MISFIT:
                 return f"the links of 0x{node:x} do not fit"
-            seen[i] = None
-            last, node = node, self._links[ahead][i]
+            if position in seen:
+                return f"it comes back to 0x{node:x}"
+            seen[position] = None
+            if position < len(targets):
+                following = targets[position]
+                if following < 0:
+                    last = int(self._nodes[position])
+                    node = int(self._records[ahead][position])
+                position = following
+            else:
+                record = list(self._others.values())[position - len(targets)]
+                last, node = node, int(record[ahead][0])
+                here = np.array([node], dtype=np.uint64)
+                position = int(self._targets(here, self._records[back], np.uint64(last))[0])
         return "it has no end"
 
-    def _position(self, node: int) -> Optional[int]:
-        """Where the structure of a node is; it is read if it was in no slab."""
-        if node in self._by_node:
-            return self._by_node[node]
-        address = node - self._layout.node
-        try:
-            raw = self._prog.read(address, self._layout.type.size)
-        except FaultError:
-            return None
-        record = self._layout.records(
-            np.array([address], dtype=np.uint64), np.frombuffer(raw, dtype=np.uint8)[None, :]
-        )
-        position = len(self._nodes)
-        self._others.append(record)
-        self._nodes.append(node)
-        for name, links in self._links.items():
-            links.append(int(record[name][0]))
-        self._by_node[node] = position
-        return position
+    def _targets(self, links: U64, back: U64, sources: Any) -> Ints:
+        """
+        Where links lead: positions, or why there is none.
+
+        :param links: uint64 array of shape (n,): nodes
+        :param back: the links in the other direction of all structures
+        :param sources: the n nodes that have these links, or one for all
+        """
+        if not len(self._order):
+            found = np.full(len(links), self._UNKNOWN, dtype=np.int64)
+        else:
+            at = np.searchsorted(self._nodes, links, sorter=self._order)
+            found = self._order[np.minimum(at, len(self._order) - 1)]
+            known = self._nodes[found] == links
+            fits = back[found] == sources
+            found = np.where(known, np.where(fits, found, self._MISFIT), self._UNKNOWN)
+        found[links == np.uint64(self._head.address_)] = self._HEAD
+        return found
+
+    def _other(self, node: int, last: int, back: str) -> int:
+        """The position of a structure that was in no slab, which is read by itself."""
+        if node not in self._others:
+            address = node - self._layout.node
+            try:
+                raw = self._prog.read(address, self._layout.type.size)
+            except FaultError:
+                return self._UNKNOWN
+            self._others[node] = self._layout.records(
+                np.array([address], dtype=np.uint64), np.frombuffer(raw, dtype=np.uint8)[None, :]
+            )
+        if int(self._others[node][back][0]) != last:
+            return self._MISFIT
+        return len(self._records) + list(self._others).index(node)
