@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Opt
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, offsetof, sizeof
+from drgn import FaultError, Object, Program, Type, offsetof, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.mm import (
@@ -31,11 +31,13 @@ from drgn.helpers.linux.sched import idle_task, task_on_cpu
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.dump.parallel import in_order
+from vmcore_tools.kernel.kfree_rcu import kfree_rcu
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, PageIndex, direct_map_offset
 from vmcore_tools.kernel.page_lists import for_each_cpu_free_page
 from vmcore_tools.kernel.page_struct_map import PageStructMap, page_struct_map
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
+from vmcore_tools.kernel.slab_layout import uses_slab
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
     live_range,
@@ -58,6 +60,7 @@ _WORKERS_MAX = 2
 #: Targets are first looked for by blocks of memory, of a page or more.
 _BLOCK_BITS_MIN = 12
 _BLOCKS_MAX = 1 << 22
+_KMEMLEAK_FILE = "kmemleak.c"
 #: Uses of a page that rule out a pointer of the kernel's in it.
 HARMLESS = NOT_KERNEL
 
@@ -159,14 +162,41 @@ def scan(
 
     :param progress: shows how far it is
     """
-    runs = _kernel_runs(memory, pages)
+    found: List[Hits] = []
+    pages_read = 0
+    runs = kernel_runs(memory, pages)
     kernel_pages = int((runs[:, 1] - runs[:, 0]).sum())
+    for part, read in scan_runs(memory, runs, targets, progress):
+        pages_read += read
+        found.append(part)
+    nothing = np.zeros(0, dtype=np.uint64)
+    hits = Hits(
+        np.concatenate([nothing, *(part.physical for part in found)]),
+        np.concatenate([nothing, *(part.value for part in found)]),
+        np.concatenate([nothing.astype(np.int64), *(part.target for part in found)]),
+    )
+    absent = absent_kernel_pages(memory, pages)
+    skipped = memory.page_map.present_pages - kernel_pages
+    return hits, ScanCoverage(pages_read, kernel_pages - pages_read, skipped, absent)
+
+
+def scan_runs(
+    memory: Memory,
+    runs: U64,
+    targets: Targets,
+    progress: Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]],
+) -> Iterator[Tuple[Hits, int]]:
+    """
+    Test every aligned word of some page frames, piece by piece.
+
+    :param runs: as :func:`kernel_runs` has them
+    :return: Iterator of the hits in a piece, and how many of its pages were read
+    """
     pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
     chunks = sum(1 for _ in _chunks(runs, pages_max))
-
     local = threading.local()
 
-    def test(pfns: U64) -> Tuple[int, U64, U64, npt.NDArray[np.int64]]:
+    def test(pfns: U64) -> Tuple[Hits, int]:
         if not hasattr(local, "buffer"):
             shape = pages_max, memory.page_map.page_size_bytes
             local.buffer = np.empty(shape, dtype=np.uint8)
@@ -175,28 +205,14 @@ def scan(
         position, target = targets.hits(words)
         page, word = np.divmod(position, data.shape[1] // 8)
         physical = pfns[page] * np.uint64(data.shape[1]) + word.astype(np.uint64) * np.uint64(8)
-        return int(np.count_nonzero(read)), physical, words[position], target
+        return Hits(physical, words[position], target), int(np.count_nonzero(read))
 
-    found: List[Tuple[U64, U64, npt.NDArray[np.int64]]] = []
-    pages_read = 0
     workers = _WORKERS_MAX if memory.reads_in_parallel else 1
     tested = in_order(test, _chunks(runs, pages_max), workers)
-    for read, *hits_of_chunk in progress(tested, "scanning for references", chunks):
-        pages_read += read
-        if len(hits_of_chunk[0]):
-            found.append((hits_of_chunk[0], hits_of_chunk[1], hits_of_chunk[2]))
-    nothing = np.zeros(0, dtype=np.uint64)
-    hits = Hits(
-        np.concatenate([nothing, *(physical for physical, _, _ in found)]),
-        np.concatenate([nothing, *(value for _, value, _ in found)]),
-        np.concatenate([nothing.astype(np.int64), *(target for _, _, target in found)]),
-    )
-    absent = absent_kernel_pages(memory, pages)
-    skipped = memory.page_map.present_pages - kernel_pages
-    return hits, ScanCoverage(pages_read, kernel_pages - pages_read, skipped, absent)
+    yield from progress(tested, "scanning for references", chunks)
 
 
-def _kernel_runs(memory: Memory, pages: PageIndex) -> U64:
+def kernel_runs(memory: Memory, pages: PageIndex) -> U64:
     """Runs of present page frames that can hold kernel data: array of shape (n, 2)."""
     is_kernel = np.ones(256, dtype=bool)
     is_kernel[list(NOT_KERNEL)] = False
@@ -260,6 +276,22 @@ def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int
     return absent
 
 
+#: Why a word that points into an object is no reference to it; None if it may be one.
+NON_REFERENCES: Tuple[Optional[str], ...] = (
+    None,
+    "it is the allocator's own",
+    "no one holds the page that it describes",
+    "it is a page table's entry",
+    "the page is free",
+    "it is a stack that no task has",
+    "it is below the stack pointer",
+    "kmemleak knows every object",
+    "kfree_rcu() has it only to free it",
+)
+_ALLOCATOR, _PAGE_STRUCT, _PAGE_TABLE, _FREE_PAGE, _FREE_STACK, _STALE = range(1, 7)
+_KMEMLEAK, _KFREE_RCU = range(7, 9)
+
+
 class Place(enum.Enum):
     """What kind of memory a reference is in."""
 
@@ -312,7 +344,8 @@ class Attribution:
     :ivar free_stacks: addresses of stacks that are kept for new tasks
     :ivar page_structs: where the page structures themselves are
     :ivar saved_registers: offsets ``[start, end)`` of ``thread`` in ``task_struct``
-    :ivar kmemleak: position of kmemleak's cache in the index, None without it
+    :ivar kmemleak_words: position of kmemleak's caches in the index to the
+        offsets of the words with which their objects name other objects
     """
 
     index: SlabIndex
@@ -323,17 +356,13 @@ class Attribution:
     free_stacks: FrozenSet[int]
     page_structs: PageStructMap
     saved_registers: Tuple[int, int]
-    kmemleak: Optional[int]
+    kmemleak_words: Dict[int, Tuple[int, ...]]
 
     @staticmethod
     def of(prog: Program, index: SlabIndex, pages: PageIndex, virtual: VirtualMap) -> Attribution:
         """
         :raises drgn.FaultError: if the list of tasks cannot be read
         """
-        try:
-            kmemleak = index.cache_number(prog["object_cache"].read_())
-        except KeyError:
-            kmemleak = None
         task_type = prog.type("struct task_struct")
         thread = offsetof(task_type, "thread")
         return Attribution(
@@ -345,7 +374,7 @@ class Attribution:
             frozenset(_free_stacks(prog)),
             page_struct_map(prog, index.memory.page_map.page_size_bytes),
             (thread, thread + sizeof(task_type.member("thread").type)),
-            kmemleak,
+            _kmemleak_words(prog, index),
         )
 
     def references(self, targets: Targets, hits: Hits) -> List[Reference]:
@@ -355,33 +384,26 @@ class Attribution:
         kinds = self.pages.kind_of(hits.physical // np.uint64(page_size))
         rows = self.index.find(addresses)
         states = self.index.object_states(addresses)
-        in_array = _inside(addresses, self.index.free_object_arrays)
-        page_struct, in_struct, described = self.page_structs.find(hits.physical)
-        described_kinds = self.pages.kind_of(described)
+        page_struct, in_struct, _ = self.page_structs.find(hits.physical)
+        reasons = self.non_references(hits.physical)
         result = []
         for i in range(len(addresses)):
             word = _Word(int(hits.target[i]), int(hits.value[i]), int(addresses[i]))
-            if in_array[i]:
+            reason = NON_REFERENCES[reasons[i]]
+            if reasons[i] == _ALLOCATOR:
                 result.append(
-                    word.reference(
-                        Place.ALLOCATOR,
-                        "free objects",
-                        word.address,
-                        0,
-                        "it is the allocator's own",
-                    )
+                    word.reference(Place.ALLOCATOR, "free objects", word.address, 0, reason)
                 )
                 continue
             if page_struct[i]:
                 word = dataclasses.replace(word, address=int(page_struct[i] + in_struct[i]))
-                unused = described_kinds[i] == PageClass.FREE
                 result.append(
                     word.reference(
                         Place.PAGE_STRUCT,
                         "struct page",
                         int(page_struct[i]),
                         int(in_struct[i]),
-                        "no one holds the page that it describes" if unused else None,
+                        reason,
                     )
                 )
                 continue
@@ -393,11 +415,89 @@ class Attribution:
             low = (address or word.address) // self.stack_bytes * self.stack_bytes
             if low in self.stacks:
                 word = dataclasses.replace(word, address=address or word.address)
-                result.append(self._on_stack(word, low))
+                result.append(self._on_stack(word, low, reason))
             elif address is None:
-                result.append(self._in_direct_map(word, kind))
+                result.append(self._in_direct_map(word, kind, reason))
             else:
-                result.append(self._mapped(word, address))
+                result.append(self._mapped(word, address, reason))
+        return result
+
+    def non_references(self, physical: U64) -> npt.NDArray[np.int64]:
+        """
+        Why words that are in no slab object are known to be no references.
+
+        :param physical: uint64 array of shape (n,): their physical addresses
+        :return: int64 array of shape (n,): position in :data:`NON_REFERENCES`,
+            0 for a word that may be one
+        """
+        result = np.zeros(len(physical), dtype=np.int64)
+        page_size = self.index.memory.page_map.page_size_bytes
+        in_direct_map = physical + np.uint64(direct_map_offset(self.index.prog))
+        mapped = self.virtual.addresses_of(physical)
+        addresses = np.where(mapped != 0, mapped, in_direct_map)
+
+        stacks = addresses // np.uint64(self.stack_bytes) * np.uint64(self.stack_bytes)
+        on_stack = np.flatnonzero(np.isin(stacks, self._stack_starts))
+        some, which = np.unique(stacks[on_stack], return_inverse=True)
+        live = np.array([self._live_start(stack) for stack in some.tolist()], dtype=np.uint64)
+        result[on_stack[addresses[on_stack] < live[which]]] = _STALE
+        free = np.array(sorted(self.free_stacks), dtype=np.uint64)
+        result[np.isin(stacks, free)] = _FREE_STACK
+        pfns = physical // np.uint64(page_size)
+        kinds = self.pages.kind_of(pfns)
+        result[kinds == PageClass.PAGE_TABLE] = _PAGE_TABLE
+        idle = np.flatnonzero(kinds == PageClass.IDLE)
+        if len(idle):
+            on_list = [pfn in self._cpu_free_pages for pfn in pfns[idle].tolist()]
+            result[idle[np.array(on_list, dtype=bool)]] = _FREE_PAGE
+        page_struct, in_struct, described = self.page_structs.find(physical)
+        unused = self.pages.kind_of(described) == PageClass.FREE
+        result[(page_struct != 0) & unused] = _PAGE_STRUCT
+        if self._first_object is not None:
+            of_slab = self.pages.kind_of(described) == PageClass.SLAB
+            result[(page_struct != 0) & of_slab & (in_struct == self._first_object)] = _ALLOCATOR
+        result[self._in_kmemleak_pool(addresses)] = _KMEMLEAK
+        own = kfree_rcu(self.index.prog, page_size).own
+        result[in_ranges(addresses, own) | in_ranges(in_direct_map, own)] = _KFREE_RCU
+        result[in_ranges(in_direct_map, self.index.free_object_arrays)] = _ALLOCATOR
+        return result
+
+    @functools.cached_property
+    def _first_object(self) -> Optional[int]:
+        """Where SLAB has the address of a slab's first object, in its page structure."""
+        if not uses_slab(self.index.prog):
+            return None
+        try:
+            type_ = self.index.prog.type("struct slab")
+        except LookupError:
+            type_ = self.index.prog.type("struct page")
+        return int(offsetof(type_, "s_mem"))
+
+    @functools.cached_property
+    def _stack_starts(self) -> U64:
+        return np.array(sorted(self.stacks), dtype=np.uint64)
+
+    @functools.cached_property
+    def _live_starts(self) -> Dict[int, int]:
+        return {}
+
+    def _live_start(self, stack: int) -> int:
+        """Where the part of a task's stack begins that is in use."""
+        if stack not in self._live_starts:
+            self._live_starts[stack] = live_range(self.stacks[stack])[0]
+        return self._live_starts[stack]
+
+    def _in_kmemleak_pool(self, addresses: U64) -> npt.NDArray[np.bool_]:
+        """Whether words name an object in one of kmemleak's own that are a variable."""
+        try:
+            # "mm: kmemleak: use the memory pool for early allocations" of v5.4.
+            pool = self.index.prog.variable("mem_pool", _KMEMLEAK_FILE)
+        except LookupError:
+            return np.zeros(len(addresses), dtype=bool)
+        at = addresses - np.uint64(pool.address_ or 0)
+        size = np.uint64(sizeof(pool.type_.type))
+        offsets = _object_words(pool.type_.type)
+        result: npt.NDArray[np.bool_] = (at < np.uint64(sizeof(pool))) & np.isin(at % size, offsets)
         return result
 
     def _in_slab(self, targets: Targets, word: _Word, row: int, state: int) -> Reference:
@@ -413,8 +513,8 @@ class Attribution:
             reason = "the object points to itself"
         elif offset >= cache.object_size_bytes:
             reason = "it is the allocator's own data behind the object"
-        elif number == self.kmemleak:
-            reason = "kmemleak knows every object"
+        elif offset - offset % 8 in self.kmemleak_words.get(number, ()):
+            reason = NON_REFERENCES[_KMEMLEAK]
         place = Place.SLAB_OBJECT
         if (
             cache.name == "task_struct"
@@ -423,21 +523,16 @@ class Attribution:
             place = Place.REGISTER  # of a task that is on no CPU
         return word.reference(place, cache.name, container, offset, reason)
 
-    def _in_direct_map(self, word: _Word, kind: PageClass) -> Reference:
+    def _in_direct_map(self, word: _Word, kind: PageClass, reason: Optional[str]) -> Reference:
         variable = self.virtual.per_cpu_at(word.address)
         if variable is not None:
             name = variable.name or "dynamic per-CPU memory"
             return word.reference(
                 Place.PER_CPU, f"{name}, CPU {variable.cpu}", word.address - variable.offset,
-                variable.offset, None,
+                variable.offset, reason,
             )  # fmt: skip
         container, pages = self._allocation(word.address)
-        reason = None
-        if kind == PageClass.IDLE and self._is_on_cpu_list(word.address):
-            reason = "the page is free"
-        if kind == PageClass.PAGE_TABLE:
-            reason = "it is a page table's entry"
-        elif kind == PageClass.SLAB and self._behind_objects(word.address):
+        if kind == PageClass.SLAB and self._behind_objects(word.address):
             reason = "it is the unused rest of a slab"
         place = Place.PAGE_TABLE if kind == PageClass.PAGE_TABLE else Place.PAGES
         holder = kind.name.lower() + (f", {pages} pages" if pages > 1 else "")
@@ -456,11 +551,6 @@ class Attribution:
         except FaultError:
             page_size = self.index.memory.page_map.page_size_bytes
             return address // page_size * page_size, 1
-
-    def _is_on_cpu_list(self, address: int) -> bool:
-        page_size = self.index.memory.page_map.page_size_bytes
-        physical = address - direct_map_offset(self.index.prog)
-        return physical // page_size in self._cpu_free_pages
 
     @functools.cached_property
     def _cpu_free_pages(self) -> FrozenSet[int]:
@@ -481,7 +571,7 @@ class Attribution:
         start = int(self.index.address[row]) // page_size * page_size
         return order is not None and address < start + (page_size << order)
 
-    def _mapped(self, word: _Word, address: int) -> Reference:
+    def _mapped(self, word: _Word, address: int, reason: Optional[str]) -> Reference:
         """The word is in the kernel image or in a vmalloc area."""
         word = dataclasses.replace(word, address=address)
         prog = self.index.prog
@@ -497,29 +587,27 @@ class Attribution:
         if symbol is not None:
             place = Place.IMAGE if in_image else Place.MODULE
             return word.reference(
-                place, symbol.name, symbol.address, address - symbol.address, None
+                place, symbol.name, symbol.address, address - symbol.address, reason
             )
         if area is not None:
-            reason = "it is a stack that no task has" if area.start in self.free_stacks else None
             return word.reference(
                 Place.VMALLOC, _caller(prog, area.caller), area.start, address - area.start, reason
             )
-        return word.reference(Place.IMAGE, "kernel image", 0, address, None)
+        return word.reference(Place.IMAGE, "kernel image", 0, address, reason)
 
-    def _on_stack(self, word: _Word, low: int) -> Reference:
+    def _on_stack(self, word: _Word, low: int, reason: Optional[str]) -> Reference:
         task = self.stacks[low]
-        stale = word.address < live_range(task)[0]
         return word.reference(
             Place.TASK_STACK,
             f"{task_comm(task)} ({task.pid.value_()})",
             low,
             word.address - low,
-            "it is below the stack pointer" if stale else None,
+            reason,
         )
 
 
-def _inside(addresses: U64, ranges: U64) -> npt.NDArray[np.bool_]:
-    """Which addresses are in one of sorted ranges."""
+def in_ranges(addresses: U64, ranges: U64) -> npt.NDArray[np.bool_]:
+    """Which addresses are in one of sorted ranges ``[start, end)``: an array of shape (n, 2)."""
     if not len(ranges):
         return np.zeros(len(addresses), dtype=bool)
     at = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
@@ -546,6 +634,37 @@ def _caller(prog: Program, address: int) -> str:
         return f"allocated by {prog.symbol(address).name}"
     except LookupError:
         return "vmalloc area"
+
+
+def _kmemleak_words(prog: Program, index: SlabIndex) -> Dict[int, Tuple[int, ...]]:
+    """What kmemleak's objects name others with; what else points to these is a reference."""
+    words = {}
+    for cache, type_name in (
+        ("object_cache", "struct kmemleak_object"),
+        ("scan_area_cache", "struct kmemleak_scan_area"),
+    ):
+        try:
+            number = index.cache_number(prog.variable(cache, _KMEMLEAK_FILE).read_())
+            offsets = _object_words(prog.type(type_name))
+        except LookupError:
+            continue
+        if number is not None:
+            words[number] = offsets
+    return words
+
+
+def _object_words(type_: Type) -> Tuple[int, ...]:
+    """
+    Offsets of the words of a record of kmemleak's that are no references.
+
+    They are the object's address, and the unused rest of its trace, which was not cleared.
+    """
+    words: List[int] = []
+    for name in ("pointer", "excess_ref", "start", "trace"):
+        if type_.has_member(name):
+            offset = offsetof(type_, name)
+            words += range(offset, offset + sizeof(type_.member(name).type), 8)
+    return tuple(words)
 
 
 def _for_each_task_and_idle(prog: Program) -> Iterator[Object]:

@@ -429,6 +429,22 @@ class SlabIndex:
         result: Bools = self.object_states(addresses) == ObjectState.ALLOCATED
         return result
 
+    @functools.cached_property
+    def page_counts(self) -> Ints:
+        """
+        Pages of each row: int64 array of shape (rows,).
+
+        A slab that cannot be, and that no batch has, has none.
+        """
+        page_size = self.memory.page_map.page_size_bytes
+        result = np.zeros(len(self.pfn), dtype=np.int64)
+        kinds, kind = np.unique(np.stack((self.cache, self.objects)), axis=1, return_inverse=True)
+        for number, (cache, count) in enumerate(kinds.T.tolist()):
+            slab_bytes = self._slab_bytes(self.caches[cache], count)
+            result[kind.reshape(-1) == number] = (slab_bytes or 0) // page_size
+        result[self.in_kfence] = 1
+        return result
+
     def batches(self, rows: Optional[Ints] = None) -> Iterator[SlabBatch]:
         """
         Read slabs and tell their allocated objects from the free ones.

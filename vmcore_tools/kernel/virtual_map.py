@@ -94,6 +94,20 @@ class VirtualMap:
             return int(self._addresses[at]) + within
         return None
 
+    def addresses_of(self, physical: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """As :meth:`address_of`, for an array of shape (n,); 0 for what is not there."""
+        result = np.zeros(len(physical), dtype=np.uint64)
+        page_size = np.uint64(self._page_size)
+        pfns = (physical // page_size).astype(np.int64)
+        if len(self._pfns):
+            at = np.minimum(np.searchsorted(self._pfns, pfns), len(self._pfns) - 1)
+            in_area = self._pfns[at] == pfns
+            result[in_area] = self._addresses[at[in_area]] + physical[in_area] % page_size
+        start, end, offset = self._image
+        in_image = (physical >= np.uint64(start)) & (physical < np.uint64(end))
+        result[in_image] = physical[in_image] + np.uint64(offset % (1 << 64))
+        return result
+
     def area_pages(self) -> Tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """
         The pages of all vmalloc areas.
