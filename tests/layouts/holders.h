@@ -56,8 +56,62 @@ struct spsc_queue {
 	spinlock_t lock;
 };
 
-struct file_operations;
+struct dentry {
+	struct dentry *d_parent;
+	void *d_fsdata;
+};
+struct dentry keep_dentry;
 
-/* include/linux/eventpoll.h */
+struct path {
+	void *mnt;
+	struct dentry *dentry;
+};
 
 struct eventpoll;
+struct epitem;
+
+struct wait_queue_entry {
+	unsigned int flags;
+	void *private;
+	int (*func)(struct wait_queue_entry *wait, unsigned int mode, int flags, void *key);
+	struct list_head entry;
+};
+typedef struct wait_queue_entry wait_queue_entry_t;
+
+/* fs/eventpoll.c */
+static int ep_poll_callback(struct wait_queue_entry *wait, unsigned int mode, int flags, void *key)
+{
+	return 0;
+}
+void *keep_ep_poll_callback = ep_poll_callback;
+
+const struct file_operations {
+	void *owner;
+} dma_buf_fops;
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+	unsigned long *close_on_exec;
+	unsigned long *open_fds;
+	unsigned long *full_fds_bits;
+	struct rcu_head rcu;
+};
+
+struct files_struct {
+	atomic_t count;
+	bool resize_in_progress;
+	wait_queue_head_t resize_wait;
+	struct fdtable *fdt;
+	struct fdtable fdtab;
+	spinlock_t file_lock;
+	unsigned int next_fd;
+	unsigned long close_on_exec_init[1];
+	unsigned long open_fds_init[1];
+	unsigned long full_fds_bits_init[1];
+	struct file *fd_array[64];
+};
+struct files_struct keep_files_struct;
+
+/* What a reservation object holds is not tested here. */
+struct dma_resv;

@@ -36,8 +36,15 @@ struct drm_syncobj {
 };
 struct drm_syncobj keep_drm_syncobj;
 
+struct drm_prime_file_private {
+	struct mutex lock;
+	struct rb_root dmabufs;
+	struct rb_root handles;
+};
+
 struct drm_file {
 	struct idr syncobj_idr;
+	struct drm_prime_file_private prime;
 };
 struct drm_file keep_drm_file;
 
@@ -100,6 +107,7 @@ struct drm_gpu_scheduler keep_drm_gpu_scheduler;
 /* include/linux/fs.h, fs/eventpoll.c */
 
 struct file {
+	struct path f_path;
 	const struct file_operations *f_op;
 	atomic_long_t f_count;
 	void *private_data;
@@ -123,3 +131,83 @@ struct epitem {
 	struct list_head fllink;
 };
 struct epitem keep_epitem;
+
+struct eppoll_entry {
+	struct list_head llink;
+	struct epitem *base;
+	wait_queue_entry_t wait;
+	wait_queue_head_t *whead;
+};
+struct eppoll_entry keep_eppoll_entry;
+
+/* include/linux/dma-buf.h */
+
+struct dma_buf {
+	size_t size;
+	struct file *file;
+	struct list_head attachments;
+	const void *ops;
+	struct mutex lock;
+	unsigned int vmapping_counter;
+	void *vmap_ptr;
+	const char *exp_name;
+	const char *name;
+	spinlock_t name_lock;
+	void *owner;
+	struct list_head list_node;
+	void *priv;
+	struct dma_resv *resv;
+	wait_queue_head_t poll;
+	struct dma_buf_poll_cb_t {
+		struct dma_fence_cb cb;
+		wait_queue_head_t *poll;
+		unsigned int active;
+	} cb_excl, cb_shared;
+};
+struct dma_buf keep_dma_buf;
+
+struct dma_buf_attachment {
+	struct dma_buf *dmabuf;
+	struct device *dev;
+	struct list_head node;
+	void *sgt;
+	int dir;
+	bool peer2peer;
+	const void *importer_ops;
+	void *importer_priv;
+	void *priv;
+};
+struct dma_buf_attachment keep_dma_buf_attachment;
+
+/* drivers/dma-buf/heaps/heap-helpers.h */
+
+struct heap_helper_buffer {
+	void *heap;
+	struct dma_buf *dmabuf;
+	size_t size;
+};
+struct heap_helper_buffer keep_heap_helper_buffer;
+
+struct dma_buf_ops {
+	bool cache_sgt_mapping;
+};
+const struct dma_buf_ops heap_helper_ops;
+
+/* include/drm/drm_gem.h, drivers/gpu/drm/drm_prime.c */
+
+struct drm_gem_object {
+	struct kref refcount;
+	unsigned int handle_count;
+	struct dma_buf *dma_buf;
+	struct dma_buf_attachment *import_attach;
+	struct dma_resv *resv;
+};
+struct drm_gem_object keep_drm_gem_object;
+
+struct drm_prime_member {
+	struct dma_buf *dma_buf;
+	u32 handle;
+	struct rb_node dmabuf_rb;
+	struct rb_node handle_rb;
+};
+struct drm_prime_member keep_drm_prime_member;

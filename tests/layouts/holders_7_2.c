@@ -34,8 +34,15 @@ struct drm_syncobj {
 };
 struct drm_syncobj keep_drm_syncobj;
 
+struct drm_prime_file_private {
+	struct mutex lock;
+	struct rb_root dmabufs;
+	struct rb_root handles;
+};
+
 struct drm_file {
 	struct xarray syncobj_xa;
+	struct drm_prime_file_private prime;
 };
 struct drm_file keep_drm_file;
 
@@ -133,6 +140,10 @@ struct file {
 	spinlock_t f_lock;
 	const struct file_operations *f_op;
 	void *private_data;
+	union {
+		const struct path f_path;
+		struct path __f_path;
+	};
 	struct hlist_head *f_ep;
 	file_ref_t f_ref;
 };
@@ -153,3 +164,71 @@ struct epitem {
 	struct hlist_node fllink;
 };
 struct epitem keep_epitem;
+
+struct eppoll_entry {
+	struct eppoll_entry *next;
+	struct epitem *base;
+	wait_queue_entry_t wait;
+	wait_queue_head_t *whead;
+};
+struct eppoll_entry keep_eppoll_entry;
+
+/* include/linux/dma-buf.h */
+
+struct iosys_map {
+	void *vaddr;
+	bool is_iomem;
+};
+
+struct dma_buf {
+	size_t size;
+	struct file *file;
+	struct list_head attachments;
+	const void *ops;
+	unsigned int vmapping_counter;
+	struct iosys_map vmap_ptr;
+	const char *exp_name;
+	const char *name;
+	spinlock_t name_lock;
+	void *owner;
+	struct list_head list_node;
+	void *priv;
+	struct dma_resv *resv;
+	wait_queue_head_t poll;
+	struct dma_buf_poll_cb_t {
+		struct dma_fence_cb cb;
+		wait_queue_head_t *poll;
+		unsigned int active;
+	} cb_in, cb_out;
+};
+struct dma_buf keep_dma_buf;
+
+struct dma_buf_attachment {
+	struct dma_buf *dmabuf;
+	struct device *dev;
+	struct list_head node;
+	bool peer2peer;
+	const void *importer_ops;
+	void *importer_priv;
+	void *priv;
+};
+struct dma_buf_attachment keep_dma_buf_attachment;
+
+/* include/drm/drm_gem.h, drivers/gpu/drm/drm_prime.c */
+
+struct drm_gem_object {
+	struct kref refcount;
+	unsigned int handle_count;
+	struct dma_buf *dma_buf;
+	struct dma_buf_attachment *import_attach;
+	struct dma_resv *resv;
+};
+struct drm_gem_object keep_drm_gem_object;
+
+struct drm_prime_member {
+	struct dma_buf *dma_buf;
+	u32 handle;
+	struct rb_node dmabuf_rb;
+	struct rb_node handle_rb;
+};
+struct drm_prime_member keep_drm_prime_member;

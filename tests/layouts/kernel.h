@@ -150,6 +150,53 @@ unsigned int nr_cpu_ids = NR_CPUS;
 unsigned int nr_node_ids = 1;
 phys_addr_t keep_phys_addr_t;
 
+struct thread_struct {
+	unsigned long sp;
+};
+
+struct task_struct {
+	void *stack;
+	int on_cpu;
+	unsigned int cpu;
+	pid_t pid;
+	char comm[16];
+	struct thread_struct thread;
+};
+
+union thread_union {
+	unsigned long stack[16384 / sizeof(long)];
+};
+union thread_union init_stack;
+
+struct rq {
+	struct task_struct *curr, *idle;
+};
+
+typedef struct {
+	unsigned long pgd;
+} pgd_t;
+
+struct mm_struct {
+	pgd_t *pgd;
+};
+struct mm_struct init_mm = {
+	.pgd = (pgd_t *)swapper_pg_dir,
+};
+
+struct resource {
+	u64 start;
+	u64 end;
+	const char *name;
+	unsigned long flags;
+	unsigned long desc;
+	struct resource *parent, *sibling, *child;
+};
+struct resource iomem_resource;
+
+/* Its address is added to a CPU's offset. */
+#define PER_CPU __attribute__((section(".percpu")))
+PER_CPU struct rq runqueues;
+
 /* drgn knows vmlinux by this section. */
 __attribute__((section(".init.text"))) void _start(void)
 {

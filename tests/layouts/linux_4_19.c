@@ -527,12 +527,52 @@ struct kmemleak_object {
 };
 struct kmemleak_object keep_kmemleak_object;
 
-/* include/linux/sched.h: only that there is such a structure */
+/* Of tasks and vmalloc areas only what the search for pointers asks for. */
 
-struct task_struct {
-	volatile long state;
+enum pid_type {
+	PIDTYPE_PID,
+	PIDTYPE_TGID,
+	PIDTYPE_PGID,
+	PIDTYPE_SID,
+	PIDTYPE_MAX,
 };
-struct task_struct keep_task_struct;
+enum pid_type keep_pid_type;
+
+struct pid {
+	atomic_t count;
+	unsigned int level;
+	struct hlist_head tasks[PIDTYPE_MAX];
+};
+struct pid keep_pid;
+
+struct pid_namespace {
+	struct idr idr;
+};
+struct pid_namespace init_pid_ns;
+
+struct vm_struct {
+	struct vm_struct *next;
+	void *addr;
+	unsigned long size;
+	unsigned long flags;
+	struct page **pages;
+	unsigned int nr_pages;
+	phys_addr_t phys_addr;
+	const void *caller;
+};
+
+struct vmap_area {
+	unsigned long va_start;
+	unsigned long va_end;
+	unsigned long flags;
+	struct rb_node rb_node;
+	struct list_head list;
+	struct llist_node purge_list;
+	struct vm_struct *vm;
+	struct rcu_head rcu_head;
+};
+struct vmap_area keep_vmap_area;
+struct list_head vmap_area_list = { &vmap_area_list, &vmap_area_list };
 
 /* kernel/workqueue.c and its headers */
 
@@ -616,6 +656,24 @@ struct rw_semaphore {
 };
 struct rw_semaphore keep_rw_semaphore;
 struct ww_mutex keep_ww_mutex;
+
+/* On the way of an allocation. */
+
+void kmem_cache_alloc(void)
+{
+}
+
+void virtio_gpu_fence_alloc(void)
+{
+}
+
+void virtio_gpu_execbuffer_ioctl(void)
+{
+}
+
+void drm_ioctl(void)
+{
+}
 
 /* Operations tables: a walker knows a fence by the table that it points to. */
 

@@ -320,6 +320,33 @@ struct virtio_gpu_device keep_virtio_gpu_device;
 
 struct xarray drm_minors_xa;
 
+/* Of tasks and vmalloc areas only what the search for pointers asks for. */
+
+enum pid_type {
+	PIDTYPE_PID,
+	PIDTYPE_TGID,
+	PIDTYPE_PGID,
+	PIDTYPE_SID,
+	PIDTYPE_MAX,
+};
+enum pid_type keep_pid_type;
+
+struct pid {
+	atomic_t count;
+	unsigned int level;
+	struct hlist_head tasks[PIDTYPE_MAX];
+};
+struct pid keep_pid;
+
+struct pid_namespace {
+	struct idr idr;
+};
+struct pid_namespace init_pid_ns;
+
+struct vmap_node;
+struct vmap_node *vmap_nodes;
+unsigned int nr_vmap_nodes;
+
 /* include/linux/mm_types.h */
 
 typedef struct {

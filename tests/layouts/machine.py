@@ -30,6 +30,9 @@ DIRECT_MAP = 0xFFFF888000000000
 VMEMMAP = 0xFFFFEA0000000000
 IMAGE = 0xFFFFFFFF80000000
 
+#: Where per-CPU variables begin; behind them is what alloc_per_cpu() gives.
+PER_CPU = 0x1000
+
 # Physical addresses.
 PAGE_TABLES = 0x1000
 KERNEL = 0x100000
@@ -65,6 +68,7 @@ def compile_kernel(source: Path, folder: Path, config: Sequence[str] = ()) -> Pa
             "-no-pie",
             "-Wl,--build-id=sha1",
             f"-Wl,-Ttext-segment={IMAGE + KERNEL:#x}",
+            f"-Wl,--section-start=.percpu={PER_CPU:#x}",
             "-o",
             str(vmlinux),
             str(source),
@@ -100,7 +104,7 @@ class Machine:
         vmlinux = compile_kernel(HERE / source, folder, config)
         self._objects = OBJECTS
         self._slabs = SLABS
-        self._per_cpu = 0x1000
+        self._per_cpu = PER_CPU + 0x1000
         symbols = dict(_symbols(vmlinux))
         text = "\n".join(
             [
@@ -139,6 +143,13 @@ class Machine:
         for cpu in range(CPUS):
             area = self.alloc(0x4000, PAGE)
             self.write(self.variable("__per_cpu_offset") + 8 * cpu, _word(area))
+            # On each CPU its idle task, and no others.
+            stack = self.alloc(0x4000, 0x4000)
+            idle = self.new("struct task_struct", {"stack": stack, "cpu": cpu, "comm": b"swapper"})
+            queue = self.per_cpu(self.variable("runqueues"), cpu)
+            self.put("struct rq", queue, {"curr": idle, "idle": idle})
+        ram = self.new("struct resource", {"end": RAM - 1, "name": self.string(b"System RAM")})
+        self.put("struct resource", self.variable("iomem_resource"), {"child": ram})
         # SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP and, from v5.3, SECTION_IS_EARLY.
         root = self.alloc(PAGE, PAGE)
         self.write(root, _word(VMEMMAP | 0xB))
@@ -232,7 +243,8 @@ class Machine:
     def _load(self, vmlinux: Path) -> None:
         """What a boot loader does with the kernel's image."""
         for address, data in _segments(vmlinux):
-            self.write(address, data)
+            if address >= IMAGE:  # the others are templates of per-CPU variables
+                self.write(address, data)
 
     def _map(self, pgd: int) -> None:
         """Page tables with pages of 2 MiB."""

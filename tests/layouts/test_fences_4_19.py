@@ -8,18 +8,22 @@ As on arm64, where the smallest kmalloc cache has 128 bytes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Sequence
 
 import numpy as np
 import pytest
 from drgn import offsetof
 
+from drgn_scripts.dma_fences import ANALYSIS
 from tests.layouts.machine import Machine, Value
-from tests.layouts.slabs import Slabs
+from tests.layouts.slabs import SLAB_STORE_USER, Slabs
 from vmcore_tools.kernel.dma_fence import DMA_FENCE, by_name, fences, with_callbacks
 from vmcore_tools.kernel.fence_holders import fence_holders
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.kernel.typed_objects import find_embedded
+from vmcore_tools.model import Confidence, Evidence, Kind, Report
+from vmcore_tools.runner import run
+from vmcore_tools.target import DebugInfo, Target
 
 REFCOUNT = "refcount.refcount.refs.counter"
 #: Bits 0, 1 and 2 of enum dma_fence_flag_bits.
@@ -114,52 +118,82 @@ def test_fences_inside_of_a_scheduler_s_fence(machine: Machine) -> None:
     assert np.unique(found.container).tolist() == [fence]
 
 
-def test_the_device_its_list_and_its_framebuffers(machine: Machine) -> None:
-    prog = machine.prog
-    slabs = Slabs(machine)
-    objects = iter(slabs.slab(slabs.cache(b"kmalloc-128", 128)))
-    fence_type = prog.type("struct virtio_gpu_fence")
-    device = machine.new("struct virtio_gpu_device", {"fence_drv.last_seq.counter": 90})
-    timeline = device + offsetof(prog.type("struct virtio_gpu_device"), "fence_drv")
-    driver_type = prog.type("struct virtio_gpu_fence_driver")
-    members: Dict[str, Value] = {
-        "f.lock": timeline + offsetof(driver_type, "lock"),
-        "drv": timeline,
-    }
-    driver = machine.new("struct drm_driver", {"name": machine.string(b"virtio_gpu")})
-    drm = machine.new("struct drm_device", {"driver": driver, "dev_private": device})
-    machine.put("struct virtio_gpu_device", device, {"ddev": drm})
-    minor = machine.new("struct drm_minor", {"dev": drm})
-    # The only entry of a radix tree, if it is the first, is in its root.
-    machine.put("struct idr", machine.variable("drm_minors_idr"), {"idr_rt.rnode": minor})
+class Gpu:
+    """A virtio_gpu device, and its fences in a cache for objects of 128 bytes."""
 
-    signaled: Dict[str, Value] = {f"f.{REFCOUNT}": 1, "f.flags": SIGNALED, **members}
-    leaked = put_fence(machine, next(objects), {"f.seqno": 17, **signaled})
-    emitted = [
-        put_fence(machine, next(objects), {"f.seqno": seqno, f"f.{REFCOUNT}": 2, **members})
-        for seqno in (91, 92)
-    ]
-    shown = put_fence(machine, next(objects), {"f.seqno": 18, **signaled})
-    known = put_fence(machine, next(objects), {"f.seqno": 19, **signaled})
-    node = offsetof(fence_type, "node")
-    machine.link(timeline + offsetof(driver_type, "fences"), [fence + node for fence in emitted])
+    def __init__(self, machine: Machine, with_tracks: bool = False) -> None:
+        self.machine, prog = machine, machine.prog
+        slabs = Slabs(machine)
+        if with_tracks:
+            cache = slabs.cache(b"kmalloc-128", 128, 128 + 2 * 152, 3, flags=SLAB_STORE_USER)
+        else:
+            cache = slabs.cache(b"kmalloc-128", 128)
+        self.with_tracks = with_tracks
+        self.objects = iter(slabs.slab(cache))
+        self.device = machine.new("struct virtio_gpu_device", {"fence_drv.last_seq.counter": 90})
+        driver_type = prog.type("struct virtio_gpu_fence_driver")
+        self.timeline = self.device + offsetof(prog.type("struct virtio_gpu_device"), "fence_drv")
+        self.lock = self.timeline + offsetof(driver_type, "lock")
+        self.emitted: List[int] = []
+        driver = machine.new("struct drm_driver", {"name": machine.string(b"virtio_gpu")})
+        self.drm = machine.new("struct drm_device", {"driver": driver, "dev_private": self.device})
+        machine.put("struct virtio_gpu_device", self.device, {"ddev": self.drm})
+        minor = machine.new("struct drm_minor", {"dev": self.drm})
+        # The only entry of a radix tree, if it is the first, is in its root.
+        machine.put("struct idr", machine.variable("drm_minors_idr"), {"idr_rt.rnode": minor})
+        for name in ("filelist", "mode_config.fb_list", "mode_config.plane_list"):
+            self.set_list(name, [])
+        self.set_emitted([])
+
+    def set_list(self, name: str, nodes: Sequence[int]) -> None:
+        """One of the lists of the ``struct drm_device``."""
+        head = offsetof(self.machine.prog.type("struct drm_device"), name)
+        self.machine.link(self.drm + head, nodes)
+
+    def set_emitted(self, fences: Sequence[int]) -> None:
+        prog = self.machine.prog
+        node = offsetof(prog.type("struct virtio_gpu_fence"), "node")
+        head = offsetof(prog.type("struct virtio_gpu_fence_driver"), "fences")
+        self.machine.link(self.timeline + head, [fence + node for fence in fences])
+
+    def fence(self, seqno: int, refcount: int, flags: int = SIGNALED | TIMESTAMP) -> int:
+        machine = self.machine
+        fence = put_fence(
+            machine,
+            next(self.objects),
+            {
+                "f.lock": self.lock,
+                "f.seqno": seqno,
+                f"f.{REFCOUNT}": refcount,
+                "f.flags": flags,
+                "drv": self.timeline,
+            },
+        )
+        if self.with_tracks:
+            names = ("kmem_cache_alloc", "virtio_gpu_fence_alloc", "virtio_gpu_execbuffer_ioctl")
+            stack = [machine.prog.symbol(name).address + 4 for name in (*names, "drm_ioctl")]
+            track = fence + 128
+            machine.put("struct track", track, {"addr": stack[0], "pid": 1458, "cpu": 1})
+            machine.words(track + 8, stack)
+        return fence
+
+
+def test_the_device_its_list_and_its_framebuffers(machine: Machine) -> None:
+    gpu, prog = Gpu(machine), machine.prog
+    leaked = gpu.fence(17, 1)
+    emitted = [gpu.fence(seqno, 2, 0) for seqno in (91, 92)]
+    shown, known = gpu.fence(18, 1), gpu.fence(19, 1)
+    gpu.set_emitted(emitted)
     framebuffer = machine.new("struct virtio_gpu_framebuffer", {"fence": shown})
+    node = offsetof(prog.type("struct virtio_gpu_framebuffer"), "base.head")
+    gpu.set_list("mode_config.fb_list", [framebuffer + node])
     syncobj = machine.new("struct drm_syncobj", {REFCOUNT: 1, "fence": known})
     # Handles begin at 1: the entry is in a node.
     handles = machine.new("struct radix_tree_node", {"count": 1})
     slots = offsetof(prog.type("struct radix_tree_node"), "slots")
     machine.words(handles + slots + 8, [syncobj])
     file = machine.new("struct drm_file", {"syncobj_idr.idr_rt.rnode": handles | 1})
-    drm_type = prog.type("struct drm_device")
-    lists = {
-        "filelist": [file + offsetof(prog.type("struct drm_file"), "lhead")],
-        "mode_config.fb_list": [
-            framebuffer + offsetof(prog.type("struct virtio_gpu_framebuffer"), "base.head")
-        ],
-        "mode_config.plane_list": [],
-    }
-    for name, nodes in lists.items():
-        machine.link(drm + offsetof(drm_type, name), nodes)
+    gpu.set_list("filelist", [file + offsetof(prog.type("struct drm_file"), "lhead")])
 
     result = fence_holders(slab_index(prog, machine.memory))
 
@@ -176,3 +210,59 @@ def test_the_device_its_list_and_its_framebuffers(machine: Machine) -> None:
         "plane": [shown],
         "syncobj": [known],
     }
+
+
+# The whole analysis.
+
+
+def run_analysis(machine: Machine) -> Report:
+    release = Evidence("kernel_release", Kind.UNTRUSTED, "4.19.90")
+    target = Target(machine.prog, machine.memory, (release,), DebugInfo(vmlinux_loaded=True))
+    report = run(target, [ANALYSIS], {}, limit=None, progress=lambda items, what, total: items)
+    assert report.complete, report.analyses[0].reason
+    return report
+
+
+def test_leaked_fences_are_proven_and_named(machine: Machine) -> None:
+    """The first case: kmalloc-128 of arm64 fills with fences of execbuffers."""
+    gpu = Gpu(machine, with_tracks=True)
+    leaked = [gpu.fence(seqno, 1) for seqno in range(40)]
+    # The device has it, and the ioctl has not put it.
+    both = gpu.fence(91, 2, 0)
+    gpu.set_emitted([both])
+    gpu.fence(50, 0)  # being freed
+
+    report = run_analysis(machine)
+
+    (finding,) = report.findings
+    evidence = {item.name: item.value for item in finding.evidence}
+    assert (finding.rule.id, finding.confidence) == ("VT201", Confidence.PROVEN)
+    assert evidence["references_leaked"] == evidence["references_proven"] == len(leaked) + 1
+    assert evidence["objects_only_leaked"] == len(leaked)
+    assert evidence["cache"] == "kmalloc-128"
+    assert evidence["allocating_function"] == "virtio_gpu_execbuffer_ioctl"
+    assert evidence["allocating_pids"] == (1458,)
+    (issue,) = finding.known_issues
+    assert issue.id == "virtio-gpu-execbuffer-fence"
+    # Vendors took the cause back to v4.19.
+    assert issue.this_kernel is not None
+    assert issue.this_kernel.startswith("older than the issue")
+
+
+def test_held_and_emitted_and_freed_fences_are_no_leak(machine: Machine) -> None:
+    gpu = Gpu(machine)
+    emitted = [gpu.fence(seqno, 1, 0) for seqno in (91, 92)]
+    gpu.set_emitted(emitted)
+    gpu.fence(50, 0)
+    shown = gpu.fence(18, 1)
+    framebuffer = machine.new("struct virtio_gpu_framebuffer", {"fence": shown})
+    node = offsetof(machine.prog.type("struct virtio_gpu_framebuffer"), "base.head")
+    gpu.set_list("mode_config.fb_list", [framebuffer + node])
+
+    assert run_analysis(machine).findings == ()
+
+
+def test_what_somebody_unknown_points_at_is_not_called_leaked(machine: Machine) -> None:
+    gpu = Gpu(machine)
+    machine.words(machine.alloc(8), [gpu.fence(17, 1)])
+    assert "VT201" not in [finding.rule.id for finding in run_analysis(machine).findings]

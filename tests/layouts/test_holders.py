@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Holders that no guest of the lab has: synchronization objects, the GPU scheduler, file_ref_t."""
+"""Holders of fences, dma-bufs and files, also those that no guest of the lab has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from drgn import Object, offsetof, sizeof
 
-from tests.layouts.machine import Machine
+from tests.layouts.machine import Machine, Value
+from vmcore_tools.kernel.dma_buf import (
+    DmaBufs,
+    HeldDmaBufs,
+    dma_bufs,
+    dma_bufs_of_gems,
+    dma_bufs_of_imports,
+    prime_cache,
+    weak_words,
+)
 from vmcore_tools.kernel.dma_fence import HeldFences
 from vmcore_tools.kernel.drm_sched import fences_of_jobs, fences_of_sched_fences
 from vmcore_tools.kernel.drm_syncobj import (
@@ -18,7 +27,12 @@ from vmcore_tools.kernel.drm_syncobj import (
     for_each_syncobj_handle,
     syncobj_fences,
 )
-from vmcore_tools.kernel.files import file_counts, watch_words
+from vmcore_tools.kernel.files import (
+    descriptors,
+    file_counts,
+    outgrown_descriptor_words,
+    watch_words,
+)
 
 OLD, NEW = "holders_5_10.c", "holders_7_2.c"
 COUNT = "refcount.refcount.refs.counter"
@@ -297,3 +311,202 @@ def test_epolls_pointers_to_a_file(machine: Machine) -> None:
     words, unread = watch_words(machine.prog, addresses([watched, other]))
     assert sorted(words.tolist()) == sorted(expected)
     assert unread == ()
+
+
+# dma-bufs.
+
+
+class FilesOnly:
+    """What :func:`dma_bufs` asks an index for; *freed* are the objects that are not allocated."""
+
+    def __init__(self, machine: Machine, freed: Sequence[int] = ()) -> None:
+        self.prog = machine.prog
+        self._freed = freed
+
+    def allocated(self, objects: np.ndarray) -> np.ndarray:
+        return ~np.isin(objects, np.array(self._freed, dtype=np.uint64))
+
+
+def count_member(machine: Machine, references: int) -> Dict[str, Value]:
+    if is_new(machine):
+        return {"f_ref.refcnt.counter": references - 1}
+    return {"f_count.counter": references}
+
+
+def dma_buf(machine: Machine, references: int, **members: Value) -> Tuple[int, int]:
+    """A dma-buf and its file, on no list."""
+    dentry = machine.new("struct dentry", {})
+    file = machine.new(
+        "struct file", {"f_path.dentry": dentry, **count_member(machine, references)}
+    )
+    address = machine.new("struct dma_buf", {"file": file, **members})
+    machine.put("struct file", file, {"private_data": address})
+    machine.put("struct dentry", dentry, {"d_fsdata": address})
+    for member in ("attachments", "list_node", "poll.head"):
+        machine.link(address + offset(machine, "struct dma_buf", member))
+    if not is_new(machine):
+        machine.link(file + offset(machine, "struct file", "f_ep_links"))
+    return address, file
+
+
+def find(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    files: Sequence[int],
+    freed: Sequence[int] = (),
+) -> DmaBufs:
+    monkeypatch.setattr(
+        "vmcore_tools.kernel.dma_buf.files_with_ops",
+        lambda index, fops: addresses(sorted(files)),
+    )
+    return dma_bufs(FilesOnly(machine, freed))  # type: ignore[arg-type]
+
+
+def test_the_dma_bufs_of_files(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [
+        dma_buf(machine, 3, size=8192, resv=0x1000, priv=0x2000),
+        dma_buf(machine, 1, size=4096),
+    ]
+    freed, of_freed = dma_buf(machine, 1)
+    # Its dma-buf does not know it yet.
+    _, being_built = dma_buf(machine, 1, file=0)
+    files = [file for _, file in known] + [of_freed, being_built]
+    found = find(machine, monkeypatch, files, [freed])
+    assert list(zip(found.address.tolist(), found.file.tolist())) == known
+    assert (found.refcount.tolist(), found.size.tolist()) == ([3, 1], [8192, 4096])
+    assert (found.reservation.tolist(), found.priv.tolist()) == ([0x1000, 0], [0x2000, 0])
+    assert found.unread == ()
+    other = [0x1234, *(address for address, _ in known)]
+    assert found.files_of(addresses(other)).tolist() == [0x1234, *(file for _, file in known)]
+
+
+def test_what_points_at_a_dma_buf_and_holds_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, file = dma_buf(machine, 1)
+    dentry = Object(machine.prog, "struct file *", value=file).f_path.dentry.value_()
+    head = machine.alloc(16)
+    attachment = machine.new("struct dma_buf_attachment", {"dmabuf": address})
+    node = attachment + offset(machine, "struct dma_buf_attachment", "node")
+    machine.link(address + offset(machine, "struct dma_buf", "attachments"), [node])
+    machine.link(head, [address + offset(machine, "struct dma_buf", "list_node")])
+    # One waits by epoll, and one by poll(), which holds the file elsewhere.
+    func = machine.prog["ep_poll_callback"].address_
+    assert func is not None
+    waiter = machine.new("struct eppoll_entry", {"wait.func": func})
+    poller = machine.new("struct wait_queue_entry", {"func": 0x1234})
+    entries = [
+        waiter + offset(machine, "struct eppoll_entry", "wait.entry"),
+        poller + offset(machine, "struct wait_queue_entry", "entry"),
+    ]
+    machine.link(address + offset(machine, "struct dma_buf", "poll.head"), entries)
+    expected = [
+        address + offset(machine, "struct dma_buf", "file"),
+        file + offset(machine, "struct file", "private_data"),
+        dentry + offset(machine, "struct dentry", "d_fsdata"),
+        *(node, node + 8),
+        *(head, head + 8),
+        *(entries[0] + 8, entries[1]),
+        waiter + offset(machine, "struct eppoll_entry", "whead"),
+    ]
+    words, unread = weak_words(machine.prog, find(machine, monkeypatch, [file]))
+    assert sorted(words.tolist()) == sorted(expected)
+    assert unread == ()
+
+
+@pytest.mark.parametrize("machine", [OLD], indirect=True)
+def test_a_heaps_own_pointer_is_weak(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = machine.variable("heap_helper_ops")
+    buffer = machine.new("struct heap_helper_buffer", {})
+    _, file = dma_buf(machine, 1, ops=ops, priv=buffer)
+    _, other = dma_buf(machine, 1, ops=ops + 8, priv=buffer + 0x100)
+    words, _ = weak_words(machine.prog, find(machine, monkeypatch, [file, other]))
+    member = offset(machine, "struct heap_helper_buffer", "dmabuf")
+    assert buffer + member in words.tolist()
+    assert buffer + 0x100 + member not in words.tolist()
+
+
+def held_buffers(held: HeldDmaBufs) -> List[Tuple[int, int]]:
+    assert held.unread == ()
+    return sorted(zip(held.dma_buf.tolist(), held.word.tolist()))
+
+
+def test_gem_objects_hold_dma_bufs(machine: Machine) -> None:
+    (exported, _), (imported, _) = dma_buf(machine, 1), dma_buf(machine, 3)
+    attachment = machine.new("struct dma_buf_attachment", {"dmabuf": imported})
+    gems = [
+        machine.new("struct drm_gem_object", {"dma_buf": exported}),
+        machine.new("struct drm_gem_object", {"dma_buf": imported, "import_attach": attachment}),
+        # Its last handle was closed.
+        machine.new("struct drm_gem_object", {"import_attach": attachment}),
+        machine.new("struct drm_gem_object", {}),
+    ]
+    word = offset(machine, "struct drm_gem_object", "dma_buf")
+    assert held_buffers(dma_bufs_of_gems(machine.prog, gems)) == sorted(
+        [(exported, gems[0] + word), (imported, gems[1] + word)]
+    )
+    word = attachment + offset(machine, "struct dma_buf_attachment", "dmabuf")
+    assert held_buffers(dma_bufs_of_imports(machine.prog, gems[:2])) == [(imported, word)]
+
+
+def test_what_a_drm_file_remembers_of_prime(machine: Machine) -> None:
+    buffers = [dma_buf(machine, 1)[0] for _ in range(3)]
+    root, left, right = [
+        machine.new("struct drm_prime_member", {"dma_buf": buffer}) for buffer in buffers
+    ]
+    node = offset(machine, "struct drm_prime_member", "dmabuf_rb")
+    machine.put(
+        "struct drm_prime_member",
+        root,
+        {"dmabuf_rb.rb_left": left + node, "dmabuf_rb.rb_right": right + node},
+    )
+    for child in (left, right):
+        machine.put("struct drm_prime_member", child, {"dmabuf_rb.__rb_parent_color": root + node})
+    address = machine.new("struct drm_file", {"prime.dmabufs.rb_node": root + node})
+    empty = machine.new("struct drm_file", {})
+    word = offset(machine, "struct drm_prime_member", "dma_buf")
+    found = prime_cache(Object(machine.prog, "struct drm_file *", value=address))
+    assert held_buffers(found) == sorted(
+        zip(buffers, [member + word for member in (root, left, right)])
+    )
+    nothing = prime_cache(Object(machine.prog, "struct drm_file *", value=empty))
+    assert held_buffers(nothing) == []
+
+
+# Descriptors.
+
+
+def test_descriptors_and_what_a_table_outgrew(machine: Machine) -> None:
+    watched, other = (machine.new("struct file", {}) for _ in range(2))
+    table_type, array = "struct files_struct", offset(machine, "struct files_struct", "fd_array")
+    own = offset(machine, table_type, "fdtab")
+    small = machine.new(table_type, {})
+    machine.put(
+        table_type,
+        small,
+        {"fdt": small + own, "fdtab.max_fds": 64, "fdtab.fd": small + array},
+    )
+    machine.words(small + array, [other, watched, 0, watched])
+    grown = machine.new(table_type, {})
+    larger = machine.words(machine.alloc(8 * 256), [0, watched])
+    fdt = machine.new("struct fdtable", {"max_fds": 256, "fd": larger})
+    machine.put(table_type, grown, {"fdt": fdt})
+    # What was copied, and closed since then.
+    machine.words(grown + array, [watched, 0, other])
+    tables = [small, grown]
+    found = descriptors(machine.prog, tables, addresses([watched]))
+    assert found.unread == ()
+    assert list(zip(found.owner.tolist(), found.number.tolist(), found.word.tolist())) == [
+        (small, 1, small + array + 8),
+        (small, 3, small + array + 24),
+        (grown, 1, larger + 8),
+    ]
+    assert set(found.file.tolist()) == {watched}
+    outgrown = outgrown_descriptor_words(machine.prog, tables, addresses([watched]))
+    assert outgrown.tolist() == [grown + array]
+
+
+def test_a_damaged_table_of_descriptors_is_counted(machine: Machine) -> None:
+    fdt = machine.new("struct fdtable", {"max_fds": 1 << 31, "fd": 0x1000})
+    table = machine.new("struct files_struct", {"fdt": fdt})
+    assert descriptors(machine.prog, [table], addresses([1])).unread == (table,)
