@@ -25,7 +25,7 @@ def test_nothing_is_said_of_dma_bufs_where_there_are_none(shipped: ShippedDump) 
     assert (result.status, result.gaps) == (Status.OK, ())
     assert [table.total for table in result.tables] == [0]
     assert not [f for f in shipped.report.findings if f.rule.id.startswith("VT4")]
-    assert dma_buf_reservations(slab_index(shipped.target.prog, shipped.target.memory)) == []
+    assert dma_buf_reservations(slab_index(shipped.target.prog, shipped.target.memory)) == ([], [])
 
 
 def test_the_descriptors_of_sync_files(shipped: ShippedDump) -> None:

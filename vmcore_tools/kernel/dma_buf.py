@@ -9,7 +9,6 @@ A dma-buf is freed with the last reference to its ``struct file``
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Iterator, List, Sequence, Tuple
 
@@ -130,17 +129,24 @@ def dma_bufs(index: SlabIndex) -> DmaBufs:
     )
 
 
-def dma_buf_reservations(index: SlabIndex) -> List[int]:
+def dma_buf_reservations(index: SlabIndex) -> Tuple[List[int], List[int]]:
     """
     The reservation objects of all dma-bufs.
 
     That of a dma-buf whose exporter has none is in the same memory block.
 
-    :return: addresses of ``struct dma_resv``, sorted; empty on a kernel without dma-buf
+    :return: addresses of ``struct dma_resv``, sorted: of dma-bufs in use, and
+        of those that are being freed; empty on a kernel without dma-buf
     """
-    with contextlib.suppress(LookupError):
-        return sorted(set(dma_bufs(index).reservation.tolist()) - {0})
-    return []
+    try:
+        buffers = dma_bufs(index)
+    except LookupError:
+        return [], []
+    alive = buffers.refcount > 0
+    used, ending = (
+        sorted(set(buffers.reservation[wanted].tolist()) - {0}) for wanted in (alive, ~alive)
+    )
+    return used, ending
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,12 @@ class _Walk:
         index, buffers = self.index, self.buffers
         users = files_structs(index)
         opened = descriptors(self.prog, list(users), buffers.file)
-        self._files("descriptor", opened)
+        self.gaps += [("descriptor", "it could not be read", a) for a in opened.unread]
+        used = [table for table, tasks in users.items() if tasks]
+        in_use = np.isin(opened.owner, np.array(used, dtype=np.uint64))
+        self._files("descriptor", opened.chosen(in_use))
+        # A table that no task has is one that is being built or closed.
+        self._files("descriptor", opened.chosen(~in_use), at_most=True)
         mapped = mappings(index, buffers.file)
         self._files("mapping", mapped)
         with contextlib.suppress(LookupError):  # a kernel without unix sockets
@@ -131,9 +136,9 @@ class _Walk:
 
     # Holders.
 
-    def _files(self, kind: str, found: FileReferences) -> None:
+    def _files(self, kind: str, found: FileReferences, at_most: bool = False) -> None:
         self.gaps += [(kind, "it could not be read", address) for address in found.unread]
-        self.holders.append(Holders(kind, found.file, found.word))
+        self.holders.append(Holders(kind, found.file, found.word, at_most))
 
     def _hold(self, kind: str, held: HeldDmaBufs, at_most: bool = False) -> None:
         self.gaps += [(kind, "it could not be read", address) for address in held.unread]

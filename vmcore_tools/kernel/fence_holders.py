@@ -12,6 +12,7 @@ import numpy.typing as npt
 from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 
+from vmcore_tools.kernel import sw_sync
 from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
 from vmcore_tools.kernel.dma_buf import dma_buf_reservations
 from vmcore_tools.kernel.dma_fence import (
@@ -28,7 +29,7 @@ from vmcore_tools.kernel.dma_fence import (
     with_callbacks,
 )
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, for_each_plane
-from vmcore_tools.kernel.drm_gem import for_each_gem_handle
+from vmcore_tools.kernel.drm_gem import for_each_gem_handle, reservation_address
 from vmcore_tools.kernel.drm_sched import SCHEDULED_OPS, fences_of_jobs, fences_of_sched_fences
 from vmcore_tools.kernel.drm_syncobj import (
     awaited_fences,
@@ -125,8 +126,7 @@ class _Walk:
         def named(name: str) -> Bools:
             return by_name(every.found.tables, ops, name)
 
-        if found.gems is not None:
-            self._reservations(found.gems)
+        self._reservations(found.gems)
         self._sync_files()
         self._syncobjs()
         arrays, chains = named("dma_fence_array_ops"), named("dma_fence_chain_ops")
@@ -143,6 +143,9 @@ class _Walk:
         self._callbacks(every, arrays, chains)
         self.holders.append(Holders("weak", _words([]), stale_callback_words(prog, every)))
 
+        points = named(sw_sync.OPS)
+        if points.any():
+            self._hold("timeline", sw_sync.timeline_words(prog, addresses[points]))
         # These are signaled from the start: no driver has them on a list.
         stubs = named("dma_fence_stub_ops")
         sizes = np.array([cache.object_size_bytes for cache in self.index.caches], dtype=np.int64)
@@ -153,7 +156,7 @@ class _Walk:
             block_size_bytes=sizes[every.found.cache],
             block_object=np.arange(len(addresses)),
         )
-        driver_known = virtio_gpu | arrays | chains | stubs
+        driver_known = virtio_gpu | arrays | chains | points | stubs
         described = Refcounted(objects, self.holders, driver_known, every.signaled)
         return FenceHolders(every, described, virtio_gpu, last_completed, tuple(self.gaps))
 
@@ -203,29 +206,39 @@ class _Walk:
             at_most=True,
         )
 
-    def _reservations(self, gems: Found) -> None:
+    def _reservations(self, gems: Optional[Found]) -> None:
         """The slots of the reservation objects of all GEM objects and dma-bufs."""
         prog = self.prog
-        gem_type = prog.type("struct drm_gem_object")
-        members = {"resv": "resv", "refcount": "refcount.refcount.refs.counter"}
-        structs = as_structs(gems.structs, field_dtype(gem_type, members))
-        alive = structs["refcount"].astype(np.int32) > 0
-        living: Set[int] = set(structs["resv"][alive].tolist())
-        ending: Set[int] = set(structs["resv"][~alive].tolist())
-        living.update(dma_buf_reservations(self.index))
+        used, freed = dma_buf_reservations(self.index)
+        living, ending = set(used), set(freed)
+        known: Set[int] = set()
+        if gems is not None and prog.type("struct drm_gem_object").has_member("resv"):
+            members = {"resv": "resv", "refcount": "refcount.refcount.refs.counter"}
+            dtype = field_dtype(prog.type("struct drm_gem_object"), members)
+            structs = as_structs(gems.structs, dtype)
+            alive = structs["refcount"].astype(np.int32) > 0
+            living.update(structs["resv"][alive].tolist())
+            ending.update(structs["resv"][~alive].tolist())
+            known.update(gems.address.tolist())
         # Drivers that set no ops table have their objects only as handles.
-        known = set(gems.address.tolist())
-        for device in for_each_drm_device(prog):
+        with contextlib.suppress(LookupError):  # a kernel without DRM
+            living.update(self._reservations_of_handles(known))
+        try:
+            # dma_resv_fini() puts the fences and leaves the pointers.
+            for at_most, chosen in ((False, living), (True, ending - living)):
+                self._hold("reservation", reserved_fences(prog, sorted(chosen - {0})), at_most)
+        except LookupError:
+            return  # a kernel without dma-buf
+
+    def _reservations_of_handles(self, known: Set[int]) -> Iterator[int]:
+        for device in for_each_drm_device(self.prog):
             try:
                 for file in for_each_drm_file(device):
                     for _, gem in for_each_gem_handle(file):
                         if gem.value_() not in known:
-                            living.add(gem.resv.value_())
+                            yield reservation_address(device, gem)
             except (FaultError, ValidationError) as error:
                 self.gaps.append(("GEM handles", f"the walk broke off: {error}", device.value_()))
-        self._hold("reservation", reserved_fences(prog, sorted(living - {0})))
-        # dma_resv_fini() puts the fences and leaves the pointers.
-        self._hold("reservation", reserved_fences(prog, sorted(ending - living - {0})), True)
 
     def _sync_files(self) -> None:
         try:

@@ -48,6 +48,12 @@ class FileReferences:
     number: npt.NDArray[np.int64]
     unread: Tuple[int, ...] = ()
 
+    def chosen(self, wanted: npt.NDArray[np.bool_]) -> FileReferences:
+        """Some of the references; *unread* stays with all."""
+        return FileReferences(
+            self.file[wanted], self.word[wanted], self.owner[wanted], self.number[wanted]
+        )
+
     @staticmethod
     def of(rows: Sequence[Tuple[int, int, int, int]], unread: Sequence[int]) -> FileReferences:
         """
