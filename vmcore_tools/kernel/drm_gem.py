@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Iterator, Tuple
 
-from drgn import Object, cast
+from drgn import Object, cast, container_of
 from drgn.helpers.linux.idr import idr_for_each
 
 from vmcore_tools.kernel.typed_objects import Embedded
@@ -29,3 +29,21 @@ def for_each_gem_handle(file: Object) -> Iterator[Tuple[int, Object]]:
             return
         if entry:
             yield handle, cast("struct drm_gem_object *", entry)
+
+
+def reservation_address(device: Object, gem: Object) -> int:
+    """
+    The reservation object of a GEM object.
+
+    :param device: ``struct drm_device *``
+    :param gem: ``struct drm_gem_object *``
+    :return: address of ``struct dma_resv`` (``struct reservation_object`` before
+        v5.4), 0 if it is not known where the driver has it
+    """
+    # "drm/gem: Add reservation_object to drm_gem_object" of v5.2; drivers on TTM
+    # had it in the buffer object.
+    if hasattr(gem, "resv"):
+        return int(gem.resv.value_())
+    if device.driver.name.string_() == b"virtio_gpu":
+        return int(container_of(gem, "struct virtio_gpu_object", "gem_base").tbo.resv.value_())
+    return 0
