@@ -14,11 +14,15 @@ from typing import Dict, Iterator, List, Sequence
 import pytest
 from drgn import offsetof
 
+from drgn_scripts.dma_fences import ANALYSIS
 from tests.layouts.machine import Machine, Value
 from tests.layouts.slabs import Slabs
 from tests.layouts.test_slabs_7_2 import NOTE
 from vmcore_tools.kernel.fence_holders import FenceHolders, fence_holders
 from vmcore_tools.kernel.slab import slab_index
+from vmcore_tools.model import Confidence, Report
+from vmcore_tools.runner import run
+from vmcore_tools.target import DebugInfo, Target
 
 REFCOUNT = "refcount.refcount.refs.counter"
 LIST_POISON1, LIST_POISON2 = 0xDEAD000000000100, 0xDEAD000000000122
@@ -297,3 +301,58 @@ def test_a_synchronization_object_and_a_sync_file_by_their_files(gpu: Gpu) -> No
 def test_detached_fences_are_sorted_among_the_others(gpu: Gpu, order: Sequence[int]) -> None:
     made = [gpu.fence(20 + number, bool(number), {f"f.{REFCOUNT}": 1}) for number in order]
     assert walk(gpu).fences.found.address.tolist() == sorted(made)
+
+
+# The whole analysis.
+
+
+def run_analysis(gpu: Gpu) -> Report:
+    machine = gpu.machine
+    target = Target(machine.prog, machine.memory, (), DebugInfo(vmlinux_loaded=True))
+    report = run(target, [ANALYSIS], {}, limit=None, progress=lambda items, what, total: items)
+    assert report.complete, report.analyses[0].reason
+    return report
+
+
+def test_leaked_fences_without_operations_are_proven(gpu: Gpu) -> None:
+    leaked = [gpu.fence(seqno, True, {}) for seqno in range(11, 21)]
+    gpu.fence(91, False, {})  # the device has its only reference
+
+    (finding,) = run_analysis(gpu).findings
+
+    evidence = {item.name: item.value for item in finding.evidence}
+    assert (finding.rule.id, finding.confidence) == ("VT201", Confidence.PROVEN)
+    assert finding.subject.type == "struct virtio_gpu_fence"
+    assert evidence["references_leaked"] == evidence["references_proven"] == len(leaked)
+    assert evidence["objects_only_leaked"] == len(leaked)
+    assert evidence["cache"] == "kmalloc-128"
+
+
+def test_held_and_emitted_and_freed_fences_are_no_leak(gpu: Gpu) -> None:
+    machine = gpu.machine
+    gpu.fence(91, False, {})
+    gpu.fence(50, True, {f"f.{REFCOUNT}": 0})
+    table = machine.words(machine.alloc(8), [gpu.fence(11, True, {})])
+    array = machine.put(
+        "struct dma_fence_array",
+        gpu.free[128].pop(),
+        {
+            "base.ops": machine.variable("dma_fence_array_ops"),
+            "base.flags": gpu.flags("INITIALIZED", "INLINE_LOCK", "SIGNALED"),
+            f"base.{REFCOUNT}": 1,
+            "num_fences": 1,
+            "fences": table,
+        },
+    )
+    state = machine.new("struct virtio_gpu_plane_state", {"base.fence": array})
+    plane = machine.new("struct drm_plane", {"state": state})
+    head = offsetof(machine.prog.type("struct drm_plane"), "head")
+    planes = offsetof(machine.prog.type("struct drm_device"), "mode_config.plane_list")
+    machine.link(gpu.drm + planes, [plane + head])
+
+    assert run_analysis(gpu).findings == ()
+
+
+def test_what_somebody_unknown_points_at_is_not_called_leaked(gpu: Gpu) -> None:
+    gpu.machine.words(gpu.machine.alloc(8), [gpu.fence(11, True, {})])
+    assert "VT201" not in [finding.rule.id for finding in run_analysis(gpu).findings]
