@@ -133,6 +133,9 @@ def depot_stack(prog: Program, handle: int) -> Optional[Tuple[int, ...]]:
         # The record knows its own handle, but for what users keep in its extra bits.
         if _place(record.handle) != _place(parts):
             return None
+        # From v6.8 on, what is back on the depot's free list has links for entries.
+        if hasattr(record, "count") and not record.count.refs.counter.value_():
+            return None
         size = record.size.value_()
         if not 0 < size <= _FRAMES_MAX:
             return None
