@@ -49,8 +49,9 @@ from vmcore_tools.kernel.virtual_map import VirtualMap
 
 U64 = npt.NDArray[np.uint64]
 
-#: Page bytes that are held at a time: what fits in a CPU's cache is faster.
-_CHUNK_BYTES = 2 << 20
+#: Page bytes that a thread holds at a time: less costs more calls, more no longer fits
+#: in a CPU's cache.
+_CHUNK_BYTES = 4 << 20
 #: Runs of fewer pages are scanned together: a read and a scan of each cost more.
 _LONG_RUN_PAGES = 16
 #: Page frames that are looked up at a time.
@@ -474,6 +475,12 @@ class Attribution:
         return int(offsetof(type_, "s_mem"))
 
     @functools.cached_property
+    def _waiting(self) -> FrozenSet[int]:
+        """Objects that hold nothing any more, but are not free yet."""
+        page_size = self.index.memory.page_map.page_size_bytes
+        return frozenset(kfree_rcu(self.index.prog, page_size).waiting.tolist())
+
+    @functools.cached_property
     def _stack_starts(self) -> U64:
         return np.array(sorted(self.stacks), dtype=np.uint64)
 
@@ -515,6 +522,8 @@ class Attribution:
             reason = "it is the allocator's own data behind the object"
         elif offset - offset % 8 in self.kmemleak_words.get(number, ()):
             reason = NON_REFERENCES[_KMEMLEAK]
+        elif container in self._waiting:
+            reason = "the slab object waits to be freed (kfree_rcu)"
         place = Place.SLAB_OBJECT
         if (
             cache.name == "task_struct"
