@@ -13,5 +13,5 @@ can be compared with it.
 ``linux-4.19-arm64.md`` are offsets from the debug info of a real 4.19 kernel,
 which the structures of ``linux_4_19.c`` have to have.
 
-Without gcc these tests are skipped.
+Without a gcc for x86-64 these tests are skipped.
 """

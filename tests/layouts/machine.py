@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import shutil
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, Sequence, Tuple, Union
 
@@ -44,14 +47,17 @@ RAM = 0x800000
 Value = Union[int, bytes]
 
 
-def compile_kernel(source: Path, folder: Path, config: Sequence[str] = ()) -> Path:
+@functools.cache
+def compile_kernel(source: str, config: Tuple[str, ...]) -> bytes:
     """vmlinux, or rather its debug info and variables, from one of the C files."""
-    gcc = shutil.which("gcc")
+    gcc = shutil.which("x86_64-linux-gnu-gcc")
+    if gcc is None and platform.machine() == "x86_64":
+        gcc = shutil.which("gcc")
     if gcc is None:
-        pytest.skip("no gcc: it makes the debug info of kernels that are not at hand")
-    vmlinux = folder / f"{source.stem}.vmlinux"
-    subprocess.run(
-        [
+        pytest.skip("no gcc for x86-64: it makes the debug info of kernels that are not at hand")
+    with tempfile.TemporaryDirectory() as folder:
+        vmlinux = Path(folder) / "vmlinux"
+        command = [
             gcc,
             "-g",
             *(f"-D{option}" for option in config),
@@ -71,11 +77,10 @@ def compile_kernel(source: Path, folder: Path, config: Sequence[str] = ()) -> Pa
             f"-Wl,--section-start=.percpu={PER_CPU:#x}",
             "-o",
             str(vmlinux),
-            str(source),
-        ],
-        check=True,
-    )
-    return vmlinux
+            str(HERE / source),
+        ]
+        subprocess.run(command, check=True)
+        return vmlinux.read_bytes()
 
 
 class Machine:
@@ -101,7 +106,8 @@ class Machine:
         :param note: what the release writes into its VMCOREINFO for the walkers
         :param config: options of the kernel's configuration that the C file has
         """
-        vmlinux = compile_kernel(HERE / source, folder, config)
+        vmlinux = folder / "vmlinux"
+        vmlinux.write_bytes(compile_kernel(source, tuple(config)))
         self._objects = OBJECTS
         self._slabs = SLABS
         self._per_cpu = PER_CPU + 0x1000
