@@ -25,7 +25,7 @@ Pfns = npt.NDArray[np.uint64]
 #: Bytes read at once. Larger reads gain nothing, smaller ones cost a call each.
 CHUNK_BYTES = 1 << 20
 #: One read that needs no copy may be larger.
-_WHOLE_BYTES_MAX = 2 << 20
+_WHOLE_BYTES_MAX = 4 << 20
 #: A target that holds no more than this is kept as it is read, since each
 #: analysis reads most of it again.
 _KEPT_BYTES_MAX = 256 << 20
