@@ -321,7 +321,7 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
         signature_key=("dangling", _TYPE, *found.kinds),
         related=tuple(
             Ref("slab cache", index.caches[number].name, index.caches[number].cache.value_())
-            for number in sorted(set(stale.cache.tolist()))
+            for number in sorted(set(stale.cache[stale.cache >= 0].tolist()))
         ),
         unread=found.unread,
     )

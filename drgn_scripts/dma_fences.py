@@ -129,10 +129,11 @@ DANGLING = Rule(
     page="""\
 The opposite of VT201: each holder must have a reference of its own. `objects`
 are fences that live and have fewer references than holders (or none);
-`freed_objects` are places where a holder points to a slab object that is free:
-the next use of it is a use after free. `objects_saturated` have a count that
-the kernel itself set to REFCOUNT_SATURATED, because it ran over or was dropped
-below 0; its log has the warning.
+`freed_objects` are places where a holder points to memory that is free, a slab
+object or a page that its slab gave back: the next use of it is a use after
+free. `objects_saturated` have a count that the kernel itself set to
+REFCOUNT_SATURATED, because it ran over or was dropped below 0; its log has the
+warning.
 
 Holders that drop their reference before they clear their pointer count only as
 far as references are left, and a fence that a task has on its stack or in a
@@ -368,7 +369,7 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     types = {_type_name(result, i) for i in (*alive.tolist(), *saturated.tolist())}
     type_name = min(types) if types else "struct dma_fence"
     caches = {int(found.cache[i]) for i in (*alive.tolist(), *saturated.tolist())}
-    caches.update(audited.stale.cache.tolist())
+    caches.update(audited.stale.cache[audited.stale.cache >= 0].tolist())
     examples: List[int] = []
     for addresses in (audited.stale.address, found.address[alive], found.address[saturated]):
         examples += addresses[:_EXAMPLES_SHOWN].tolist()

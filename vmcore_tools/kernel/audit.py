@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from drgn import ProgramFlags
 
-from vmcore_tools.kernel.page import direct_map_offset, page_index
+from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.references import (
     Attribution,
     Hits,
@@ -124,10 +124,10 @@ class Verdict(enum.IntEnum):
 @dataclasses.dataclass(frozen=True)
 class Stale:
     """
-    Pointers of holders to slab objects that are free.
+    Pointers of holders to memory that is free: a slab object, or a page that is no slab's.
 
     :ivar address: uint64 array of shape (k,), sorted: what is pointed at
-    :ivar cache: int64 array of shape (k,): position in ``SlabIndex.caches``
+    :ivar cache: int64 array of shape (k,): position in ``SlabIndex.caches``, or -1
     :ivar kinds: of the holders of each
     """
 
@@ -147,8 +147,8 @@ class Audit:
     :ivar verdict: int8 array of :class:`Verdict`
     :ivar pointers: position of an object to what unexplained words point at it
     :ivar stale: what holders point at and is free
-    :ivar unknown_held: addresses in slab memory that holders point at and that
-        are none of the objects, nor free
+    :ivar unknown_held: addresses in memory of the kernel's own, its image apart,
+        that holders point at and that are none of the objects, nor free
     :ivar pages_unread: pages of kernel memory that the scan could not read,
         and that could hold a pointer
     :ivar registers_unread: CPUs whose registers are not in the dump
@@ -304,15 +304,23 @@ def _held_elsewhere(
     held = np.unique(np.concatenate([nothing, *(group.held for group in exact)]))
     held = np.setdiff1d(held, objects.address, assume_unique=True)
     rows = index.find(held)
-    # What is in no slab is a variable of the kernel's: the stub fence.
-    held, rows = held[rows >= 0], rows[rows >= 0]
-    states = index.object_states(held)
-    free = states == ObjectState.FREE
+    memory = index.memory
+    frames = (held - np.uint64(direct_map_offset(index.prog))) // np.uint64(
+        memory.page_map.page_size_bytes
+    )
+    page = page_index(index.prog, memory).kind_of(frames)
+    # An empty slab is given back; user space and the page cache may have its pages then.
+    free = np.where(
+        rows >= 0, index.object_states(held) == ObjectState.FREE, np.isin(page, NOT_KERNEL)
+    )
+    # What is not in the direct map is a variable of the kernel's: the stub fence.
+    variable = (rows < 0) & np.isin(page, [PageClass.UNREAD, PageClass.RESERVED])
     kinds = tuple(
         tuple(sorted({group.kind for group in exact if address in group.held}))
         for address in held[free]
     )
-    return Stale(held[free], index.cache[rows[free]], kinds), held[~free]
+    cache = np.where(rows >= 0, index.cache[rows], -1) if len(index.cache) else rows
+    return Stale(held[free], cache[free], kinds), held[~free & ~variable]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +387,14 @@ def _look_for_pointers(
 
 
 def _slots(index: SlabIndex, addresses: U64) -> Tuple[U64, Counts]:
-    """Start and size of the slab objects around addresses that are in slabs."""
+    """Start and size of the slab objects around addresses; what is in no slab, by itself."""
+    start, size = addresses.copy(), np.ones(len(addresses), dtype=np.int64)
+    in_slab = index.find(addresses) >= 0
+    start[in_slab], size[in_slab] = _slab_slots(index, addresses[in_slab])
+    return start, size
+
+
+def _slab_slots(index: SlabIndex, addresses: U64) -> Tuple[U64, Counts]:
     rows = index.find(addresses)
     caches = [index.caches[number] for number in index.cache[rows].tolist()]
     size = np.array([cache.size_bytes for cache in caches], dtype=np.uint64)
