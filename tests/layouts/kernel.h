@@ -5,6 +5,7 @@
  */
 
 typedef unsigned char u8;
+typedef signed char s8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef int s32;

@@ -489,18 +489,73 @@ enum track_item {
 enum track_item keep_track_item;
 struct kmem_cache keep_kmem_cache;
 
-/* include/linux/mmzone.h: only what is asked of it */
+/* include/linux/mmzone.h: of zones and nodes only what is asked of them */
 
 #define MAX_ORDER 11
+#define MIGRATE_PCPTYPES 3
+#define NR_VM_NUMA_STAT_ITEMS 6
+
+enum zone_stat_item {
+	NR_FREE_PAGES,
+	NR_ZONE_INACTIVE_ANON,
+	NR_ZONE_ACTIVE_ANON,
+	NR_ZONE_INACTIVE_FILE,
+	NR_ZONE_ACTIVE_FILE,
+	NR_ZONE_UNEVICTABLE,
+	NR_ZONE_WRITE_PENDING,
+	NR_MLOCK,
+	NR_PAGETABLE,
+	NR_KERNEL_STACK_KB,
+	NR_BOUNCE,
+	NR_FREE_CMA_PAGES,
+	NR_VM_ZONE_STAT_ITEMS
+};
+enum zone_stat_item keep_zone_stat_item;
+
+struct per_cpu_pages {
+	int count;
+	int high;
+	int batch;
+	struct list_head lists[MIGRATE_PCPTYPES];
+};
+
+struct per_cpu_pageset {
+	struct per_cpu_pages pcp;
+	s8 expire;
+	u16 vm_numa_stat_diff[NR_VM_NUMA_STAT_ITEMS];
+	s8 stat_threshold;
+	s8 vm_stat_diff[NR_VM_ZONE_STAT_ITEMS];
+};
+struct per_cpu_pageset keep_per_cpu_pageset;
 
 struct free_area {
 	unsigned long nr_free;
 };
 
 struct zone {
+	struct per_cpu_pageset *pageset;
+	unsigned long present_pages;
 	struct free_area free_area[MAX_ORDER];
 };
-struct zone keep_zone;
+
+struct pglist_data {
+	struct zone node_zones[1];
+	int nr_zones;
+};
+struct pglist_data *node_data[MAX_NUMNODES];
+
+typedef struct {
+	unsigned long bits[1];
+} nodemask_t;
+
+enum node_states {
+	N_POSSIBLE,
+	N_ONLINE,
+	NR_NODE_STATES
+};
+enum node_states keep_node_states;
+nodemask_t node_states[NR_NODE_STATES];
+atomic_long_t vm_zone_stat[NR_VM_ZONE_STAT_ITEMS];
 
 /* mm/kmemleak.c */
 

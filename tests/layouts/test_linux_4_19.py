@@ -70,6 +70,8 @@ WRITTEN_OUT = (
     "struct kmemleak_object",
     "struct mutex",
     "struct page",
+    "struct per_cpu_pages",
+    "struct per_cpu_pageset",
     "struct pool_workqueue",
     "struct printk_log",
     "struct reservation_object",

@@ -7,6 +7,7 @@ from typing import Iterator, List, Sequence
 
 import numpy as np
 import pytest
+from drgn import offsetof, sizeof
 
 from tests.layouts.machine import DIRECT_MAP, PAGE, Machine
 from tests.layouts.slabs import SLAB_STORE_USER, Slabs, allocated, page_struct
@@ -153,3 +154,35 @@ def test_tracks_have_the_addresses_of_the_stack(machine: Machine, debug: str) ->
 
     last = object_tracks(index, 0, np.array([objects[3]], dtype=np.uint64), TrackItem.FREE)
     assert (last.pid.tolist(), last.stacks) == ([7], ((0xFFFFFFFF80200040,),))
+
+
+def test_page_tables_are_as_many_as_the_kernel_counts(machine: Machine) -> None:
+    """PG_table of include/linux/page-flags.h has had two values: here it is 0x400."""
+    prog = machine.prog
+    # __SetPageTable() clears a bit of -1; others are PG_balloon and PG_kmemcg.
+    tables = [machine.alloc_pages(0) for _ in range(7)]
+    others = [machine.alloc_pages(0) for _ in range(4)]
+    for pfns, page_type in (
+        (tables, 0xFFFFFBFF),
+        (others[:2], 0xFFFFFDFF),
+        (others[2:], 0xFFFFFEFF),
+    ):
+        for pfn in pfns:
+            members = {"page_type": page_type, "_refcount.counter": 1}
+            machine.put("struct page", page_struct(pfn), members)
+    # Four are in the sum, and the CPUs keep 2 and 1 to themselves.
+    number = prog.constant("NR_PAGETABLE").value_()
+    machine.words(machine.variable("vm_zone_stat") + 8 * number, [4])
+    pagesets = machine.alloc_per_cpu(sizeof(prog.type("struct per_cpu_pageset")))
+    offset = offsetof(prog.type("struct per_cpu_pageset"), "vm_stat_diff") + number
+    for cpu, difference in enumerate((2, 1)):
+        machine.write(machine.per_cpu(pagesets, cpu) + offset, bytes([difference]))
+    node = machine.new("struct pglist_data", {"nr_zones": 1})
+    machine.put("struct zone", node, {"pageset": pagesets, "present_pages": 2048})
+    machine.words(machine.variable("node_data"), [node])
+    machine.words(machine.variable("node_states") + 8, [1])  # N_ONLINE
+
+    index = page_index(prog, machine.memory)
+
+    assert index.kind_of(np.array(tables)).tolist() == [PageClass.PAGE_TABLE] * 7
+    assert index.kind_of(np.array(others)).tolist() == [PageClass.ALLOCATED] * 4
