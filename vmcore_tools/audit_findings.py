@@ -14,7 +14,7 @@ from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Context
 from vmcore_tools.frames import stack_of_addresses
-from vmcore_tools.kernel.audit import Audit
+from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.kmemleak import kmemleak_reported, kmemleak_state
 from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.slab import SlabIndex
@@ -153,6 +153,9 @@ def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -
         )
     if result.pages_unread:
         ctx.coverage.gap("kernel page", "it is not in the dump", count=result.pages_unread)
+    impossible = int((result.verdict == Verdict.IMPOSSIBLE).sum())
+    if impossible:
+        ctx.coverage.gap("reference count", f"{what} cannot have such a one", count=impossible)
     if len(result.unknown_held):
         ctx.coverage.gap(
             "pointer of a holder",

@@ -18,6 +18,7 @@ from vmcore_tools.kernel.audit import (
     _unexplained,
     count_by_address,
     count_holders,
+    verdicts_of_counts,
     with_likely_leaks,
 )
 from vmcore_tools.kernel.references import Hits, Place, Reference, Targets
@@ -55,6 +56,24 @@ def test_references_and_holders_are_set_against_each_other() -> None:
     assert counts["sync_file"].tolist() == [1, 0, 0, 0]
     assert left.tolist() == [0, 0, 3, 0]
     assert excess.tolist() == [0, 1, 0, 0]
+
+
+def test_what_counts_alone_say() -> None:
+    # 0xc0000000 is REFCOUNT_SATURATED; a put after it was set takes one more.
+    refcounts = [1, 0, -(1 << 30), -(1 << 30) - 1, -5, 2, 1]
+    holders = [Holders("array", u64(0x1000, 0x6000, 0x7000, 0x7000, 0x5000), u64())]
+    counted = objects(refcounts)
+    _, left, excess = count_holders(counted, holders)
+    verdicts = verdicts_of_counts(counted.refcount, left, excess)
+    assert [Verdict(int(verdict)) for verdict in verdicts] == [
+        Verdict.EXPLAINED,
+        Verdict.FREEING,
+        Verdict.SATURATED,
+        Verdict.SATURATED,
+        Verdict.IMPOSSIBLE,
+        Verdict.LEAKED,
+        Verdict.DANGLING,
+    ]
 
 
 def test_a_freed_object_that_is_held_has_a_holder_too_many() -> None:

@@ -34,6 +34,10 @@ from vmcore_tools.kernel.references import (
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.virtual_map import virtual_map
 
+# REFCOUNT_SATURATED of include/linux/refcount.h, a macro: INT_MIN / 2. Who
+# drops or takes references after it was set moves it a little.
+_REFCOUNT_SATURATED = -(1 << 30)
+_SATURATED_RANGE = 1 << 20
 #: Proven leaks for each pointer that is taken for garbage.
 _LEAKS_FOR_A_STRAY = 100
 
@@ -49,8 +53,7 @@ class Counted:
     Refcounted objects, as arrays of shape (n,), sorted by address.
 
     :ivar address: uint64, what a holder points at
-    :ivar refcount: int64; 0 is an object that is being freed, less than 0 one
-        whose count is saturated (``REFCOUNT_SATURATED``)
+    :ivar refcount: int64; 0 is an object that is being freed
     :ivar block: uint64 array of shape (m,): the memory blocks of the objects:
         who points into one of them may hold its objects
     :ivar block_size_bytes: int64 array of shape (m,)
@@ -115,6 +118,7 @@ class Verdict(enum.IntEnum):
     NOT_JUDGED = 6  #: the same, and its own driver's holders are not known
     DANGLING = 7  #: more holders than references
     SATURATED = 8  #: the kernel itself found the count to run over or under
+    IMPOSSIBLE = 9  #: no object has such a count: it is something else, or overwritten
 
     @property
     def text(self) -> str:
@@ -210,8 +214,26 @@ def count_holders(
             held = np.minimum(held, np.maximum(objects.refcount - total, 0))
         total += held
         counts[group.kind] = counts[group.kind] + held if group.kind in counts else held
-    references = np.maximum(objects.refcount, 0)
-    return counts, np.maximum(references - total, 0), np.maximum(total - references, 0)
+    excess = np.where(objects.refcount < 0, 0, np.maximum(total - objects.refcount, 0))
+    return counts, np.maximum(objects.refcount - total, 0), excess
+
+
+def verdicts_of_counts(refcount: Counts, left: Counts, excess: Counts) -> npt.NDArray[np.int8]:
+    """
+    What the counts alone say.
+
+    :param refcount: int64 array of shape (n,)
+    :param left: references without a holder
+    :param excess: holders without a reference
+    :return: int8 array of :class:`Verdict`
+    """
+    verdict = np.full(len(refcount), Verdict.EXPLAINED, dtype=np.int8)
+    verdict[refcount == 0] = Verdict.FREEING
+    verdict[refcount < 0] = Verdict.IMPOSSIBLE
+    verdict[abs(refcount - _REFCOUNT_SATURATED) < _SATURATED_RANGE] = Verdict.SATURATED
+    verdict[left > 0] = Verdict.LEAKED
+    verdict[excess > 0] = Verdict.DANGLING
+    return verdict
 
 
 def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
@@ -222,17 +244,10 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
     """
     objects, holders = described.objects, described.holders
     counts, left, excess = count_holders(objects, holders)
-    verdict = np.full(len(left), Verdict.EXPLAINED, dtype=np.int8)
-    verdict[(objects.refcount == 0) & (excess == 0)] = Verdict.FREEING
-    saturated = objects.refcount < 0
-    excess[saturated] = 0
-    verdict[saturated] = Verdict.SATURATED
-
+    verdict = verdicts_of_counts(objects.refcount, left, excess)
     stale, unknown_held = _held_elsewhere(index, objects, holders)
     found = _look_for_pointers(index, objects, (left > 0) | (excess > 0), stale, holders, progress)
-    verdict[left > 0] = Verdict.LEAKED
     verdict[(left > 0) & ~described.driver_known & ~described.at_rest] = Verdict.LIKELY_LEAKED
-    verdict[excess > 0] = Verdict.DANGLING
     for i, pointers in found.to_object.items():
         # A task that has it may be about to store it, or to drop it. It has it
         # at least once for each reference that it holds.
