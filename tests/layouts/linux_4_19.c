@@ -223,6 +223,74 @@ struct virtio_gpu_vbuffer {
 };
 struct virtio_gpu_vbuffer keep_virtio_gpu_vbuffer;
 
+/* include/drm/ttm/ttm_bo_api.h; of these members' own only the sizes are known to be right */
+
+struct ttm_mem_reg {
+	char size[96] __attribute__((aligned(8)));
+};
+
+struct ttm_buffer_object {
+	struct ttm_bo_device *bdev;
+	int type;
+	void (*destroy)(struct ttm_buffer_object *);
+	unsigned long num_pages;
+	size_t acc_size;
+	struct kref kref;
+	struct kref list_kref;
+	struct ttm_mem_reg mem;
+	struct file *persistent_swap_storage;
+	struct ttm_tt *ttm;
+	bool evicted;
+	atomic_t cpu_writers;
+	struct list_head lru;
+	struct list_head ddestroy;
+	struct list_head swap;
+	struct list_head io_reserve_lru;
+	struct dma_fence *moving;
+	char vma_node[184] __attribute__((aligned(8)));
+	unsigned priority;
+	uint64_t offset;
+	struct sg_table *sg;
+	struct reservation_object *resv;
+	struct reservation_object ttm_resv;
+	struct mutex wu_mutex;
+};
+
+struct ttm_place {
+	unsigned fpfn;
+	unsigned lpfn;
+	uint32_t flags;
+};
+
+struct ttm_placement {
+	unsigned num_placement;
+	const struct ttm_place *placement;
+	unsigned num_busy_placement;
+	const struct ttm_place *busy_placement;
+};
+
+struct ttm_bo_kmap_obj {
+	void *virtual;
+	struct page *page;
+	int bo_kmap_type;
+	struct ttm_buffer_object *bo;
+};
+
+struct virtio_gpu_object {
+	struct drm_gem_object gem_base;
+	uint32_t hw_res_handle;
+	struct sg_table *pages;
+	uint32_t mapped;
+	void *vmap;
+	bool dumb;
+	struct ttm_place placement_code;
+	struct ttm_placement placement;
+	struct ttm_buffer_object tbo;
+	struct ttm_bo_kmap_obj kmap;
+	bool created;
+};
+struct virtio_gpu_object keep_virtio_gpu_object;
+
 /* Of IDRs and DRM only what is on the way to the fences. */
 
 struct radix_tree_node {

@@ -188,11 +188,8 @@ def test_the_device_its_list_and_its_framebuffers(machine: Machine) -> None:
     node = offsetof(prog.type("struct virtio_gpu_framebuffer"), "base.head")
     gpu.set_list("mode_config.fb_list", [framebuffer + node])
     syncobj = machine.new("struct drm_syncobj", {REFCOUNT: 1, "fence": known})
-    # Handles begin at 1: the entry is in a node.
-    handles = machine.new("struct radix_tree_node", {"count": 1})
-    slots = offsetof(prog.type("struct radix_tree_node"), "slots")
-    machine.words(handles + slots + 8, [syncobj])
-    file = machine.new("struct drm_file", {"syncobj_idr.idr_rt.rnode": handles | 1})
+    handles = new_idr_node(machine, syncobj)
+    file = machine.new("struct drm_file", {"syncobj_idr.idr_rt.rnode": handles})
     gpu.set_list("filelist", [file + offsetof(prog.type("struct drm_file"), "lhead")])
 
     result = fence_holders(slab_index(prog, machine.memory))
@@ -210,6 +207,41 @@ def test_the_device_its_list_and_its_framebuffers(machine: Machine) -> None:
         "plane": [shown],
         "syncobj": [known],
     }
+
+
+def new_idr_node(machine: Machine, entry: int) -> int:
+    """What an IDR has that gave out the ID 1, as handles begin."""
+    node = machine.new("struct radix_tree_node", {"count": 1})
+    slots = offsetof(machine.prog.type("struct radix_tree_node"), "slots")
+    machine.words(node + slots + 8, [entry])
+    return node | 1  # RADIX_TREE_INTERNAL_NODE
+
+
+def test_the_reservation_object_of_a_gem_object_s_buffer(machine: Machine) -> None:
+    """TTM has it; the GEM object itself has none before v5.2."""
+    gpu, prog = Gpu(machine), machine.prog
+    exclusive, *shared = (gpu.fence(seqno, 1) for seqno in (17, 18, 19))
+    table = machine.new("struct reservation_object_list", {"shared_count": 2}, 16)
+    slots = offsetof(prog.type("struct reservation_object_list"), "shared")
+    machine.words(table + slots, shared)
+    gem = machine.new(
+        "struct virtio_gpu_object",
+        {"tbo.ttm_resv.fence_excl": exclusive, "tbo.ttm_resv.fence": table},
+    )
+    resv = gem + offsetof(prog.type("struct virtio_gpu_object"), "tbo.ttm_resv")
+    machine.put("struct virtio_gpu_object", gem, {"tbo.resv": resv})
+    file = machine.new("struct drm_file", {"object_idr.idr_rt.rnode": new_idr_node(machine, gem)})
+    gpu.set_list("filelist", [file + offsetof(prog.type("struct drm_file"), "lhead")])
+
+    result = fence_holders(slab_index(prog, machine.memory))
+
+    assert sorted(
+        fence
+        for holders in result.described.holders
+        if holders.kind == "reservation"
+        for fence in holders.held.tolist()
+    ) == sorted([exclusive, *shared])
+    assert run_analysis(machine).findings == ()
 
 
 # The whole analysis.
