@@ -151,7 +151,7 @@ def _count_gaps(ctx: Context, index: SlabIndex, tracks: Tracks, item: TrackItem)
     if in_kfence.any():
         ctx.coverage.gap(
             "object of KFENCE's",
-            "SLUB keeps no track of it",
+            "KFENCE has no record of it",
             count=int(in_kfence.sum()),
             material=False,
         )

@@ -88,6 +88,42 @@ struct clocksource {
 struct clocksource clocksource_jiffies;
 u64 jiffies_64;
 
+/* mm/kfence/kfence.h */
+
+enum kfence_object_state {
+	KFENCE_OBJECT_UNUSED,
+	KFENCE_OBJECT_ALLOCATED,
+	KFENCE_OBJECT_RCU_FREEING,
+	KFENCE_OBJECT_FREED,
+};
+
+struct kfence_track {
+	pid_t pid;
+	int cpu;
+	u64 ts_nsec;
+	int num_stack_entries;
+	unsigned long stack_entries[64];
+};
+
+struct slabobj_ext {
+	struct obj_cgroup *objcg;
+};
+
+struct kfence_metadata {
+	struct list_head list;
+	struct rcu_head rcu_head;
+	spinlock_t lock;
+	enum kfence_object_state state;
+	unsigned long addr;
+	size_t size;
+	struct kmem_cache *cache;
+	unsigned long unprotected_page;
+	struct kfence_track alloc_track;
+	struct kfence_track free_track;
+	u32 alloc_stack_hash;
+	struct slabobj_ext obj_exts;
+};
+
 /* mm/kmemleak.c */
 
 struct kmemleak_object {
@@ -113,6 +149,10 @@ struct kmemleak_object {
 	char comm[16];
 };
 struct kmemleak_object keep_kmemleak_object;
+
+#line 1 "mm/kfence/core.c"
+char *__kfence_pool;
+struct kfence_metadata *kfence_metadata;
 
 #line 1 "lib/stackdepot.c"
 void **stack_pools;

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from drgn import offsetof, sizeof
 
-from tests.layouts.machine import Machine, Value
+from tests.layouts.machine import DIRECT_MAP, PAGE, Machine, Value
 from tests.layouts.slabs import Slabs
 from tests.layouts.test_slabs_7_2 import NOTE
+from vmcore_tools.kernel import slub_tracks
 from vmcore_tools.kernel.kmemleak import (
     OBJECT_PERCPU,
     OBJECT_PHYS,
@@ -117,6 +118,49 @@ def test_tracks_with_handles(machine: Machine) -> None:
     assert (freed.stacks, freed.pid[0], freed.age_ns[0]) == ((FREE,), 7, 9000 * JIFFY_NS)
     # A free object has the track of its last life.
     assert alloc_tracks(machine.prog, index.caches[0], [objects[3]]).pid.tolist() == [415]
+
+
+def test_kfence_has_the_records_of_its_objects(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slabs = Slabs(machine)
+    cache = slabs.cache(b"kmalloc-128", 128, 256, inuse=128, offset=128, flags=STORE_USER)
+    slabs.slab(cache)
+    pool = DIRECT_MAP + machine.alloc_pages(3) * PAGE  # three objects, and guards
+    type_ = machine.prog.type("struct kfence_metadata")
+    records = machine.alloc(3 * sizeof(type_))
+    machine.set_variable("__kfence_pool", pool)
+    machine.set_variable("kfence_metadata", records)
+    monkeypatch.setattr(slub_tracks, "sched_now_ns", lambda prog: 30_000_000_000)
+    objects = [pool + 2 * PAGE * (i + 1) + 3968 for i in range(3)]
+    for i, address in enumerate(objects):
+        at = records + i * sizeof(type_)
+        state = machine.prog.constant("KFENCE_OBJECT_ALLOCATED" if i else "KFENCE_OBJECT_FREED")
+        members: Dict[str, Value] = {
+            "state": state.value_(),
+            "addr": address,
+            "size": 120,
+            "cache": cache.address,
+            "alloc_track.pid": 412 + i,
+            "alloc_track.cpu": 1,
+            "alloc_track.ts_nsec": 20_000_000_000,
+            "alloc_track.num_stack_entries": (2, 3, 65)[i],
+        }
+        machine.put("struct kfence_metadata", at, members)
+        machine.words(at + offsetof(type_, "alloc_track.stack_entries"), [*ALLOC, 0])
+
+    index = slab_index(machine.prog, machine.memory)
+    tracks = object_tracks(index, 0, np.array(objects, dtype=np.uint64))
+    found = [tracks.stacks[i] if i >= 0 else None for i in tracks.stack.tolist()]
+
+    assert index.in_kfence[index.find(tracks.address)].all()
+    assert found == [ALLOC[:2], ALLOC, None]  # the last one's length is damaged
+    assert tracks.read.tolist() == [True, True, False]
+    assert tracks.pid[:2].tolist() == [412, 413]
+    assert tracks.age_ns.tolist() == [10_000_000_000, 10_000_000_000, -1]
+    assert not object_tracks(index, 0, tracks.address, TrackItem.FREE).read.any()
+    everything = object_tracks(index, 0)
+    assert everything.address[everything.read].tolist() == objects[1:2]
 
 
 def test_kmemleak_with_handles(machine: Machine) -> None:

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Program, Type, offsetof, sizeof
+from drgn import FaultError, Program, Type, offsetof, sizeof
 
 from vmcore_tools.kernel.jiffies import jiffies_age_ns
 from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.recorded_stacks import RecordedStacks
 from vmcore_tools.kernel.slab import _CACHE_KEY as _SLAB_INDEX
 from vmcore_tools.kernel.slab import SlabBatch, SlabCache, SlabIndex
+from vmcore_tools.kernel.task import sched_now_ns
 
 # SLAB_STORE_USER of include/linux/slab.h, a macro up to v6.8 with one value
 # since v2.6.22.
@@ -55,7 +57,7 @@ class Tracks:
     :ivar address: uint64, the objects
     :ivar read: bool: which objects have a record
     :ivar pid: int64, of the thread
-    :ivar cpu: int64
+    :ivar cpu: int64, -1 where KFENCE did not record it
     :ivar age_ns: int64, nanoseconds before the dump; -1 where unknown
     :ivar stack: int64, position in :attr:`stacks`; -1 without a record, or
         where its stack cannot be read
@@ -92,7 +94,8 @@ def object_tracks(
     """
     The records of objects, where ``get_track()`` of mm/slub.c has them.
 
-    They stand behind the objects, and come with the bytes of whole slabs.
+    They stand behind the objects, and come with the bytes of whole slabs. For
+    an object in KFENCE's pool, KFENCE has a record.
 
     :param cache_number: position in :attr:`SlabIndex.caches` of a cache with
         tracks
@@ -119,12 +122,17 @@ def object_tracks(
     records["stack"] = -1
     if parts:
         records[places] = np.concatenate([part for _, part in parts])
+    age_ns = _ages(prog, records["when"], records["read"])
+    row = index.find(objects)
+    for i in np.flatnonzero((row >= 0) & index.in_kfence[row] & ~records["read"]).tolist():
+        with contextlib.suppress(FaultError, LookupError):
+            records[i], age_ns[i] = _kfence_record(prog, int(objects[i]), item, stacks)
     return Tracks(
         address=objects,
         read=records["read"],
         pid=records["pid"].astype(np.int64),
         cpu=records["cpu"].astype(np.int64),
-        age_ns=_ages(prog, records["when"], records["read"]),
+        age_ns=age_ns,
         stack=records["stack"],
         stacks=stacks.stacks,
     )
@@ -199,6 +207,37 @@ def _records(prog: Program, raw: Bytes, stacks: RecordedStacks) -> npt.NDArray[A
         records[name] = fields[name]
     records["stack"] = np.where(records["read"], _stacks(track_type, raw, stacks), -1)
     return records
+
+
+def _kfence_record(
+    prog: Program, address: int, item: TrackItem, stacks: RecordedStacks
+) -> Tuple[Any, int]:
+    """
+    What KFENCE recorded of one of its objects, as a :data:`_RECORD`, and its age.
+
+    It has no room for SLUB's tracks behind an object.
+
+    :raises drgn.FaultError: if the record is not in the dump
+    :raises LookupError: if there is none
+    """
+    # Mirrors addr_to_metadata() of mm/kfence/core.c.
+    distance = address - prog["__kfence_pool"].value_()
+    number = distance // (2 * prog["PAGE_SIZE"].value_()) - 1
+    metadata = prog["kfence_metadata"][number]
+    track = metadata.alloc_track if item is TrackItem.ALLOC else metadata.free_track
+    entries = track.stack_entries
+    count = track.num_stack_entries.value_()
+    if not 0 < count <= entries.type_.length:
+        raise LookupError("KFENCE has no record of it")
+    words = np.frombuffer(prog.read(entries.address_, 8 * count), dtype=np.uint64)
+    position = int(stacks.add_arrays(words[None, :])[0])
+    age_ns = -1
+    if hasattr(track, "ts_nsec"):  # since v5.15, of local_clock()
+        age_ns = max(0, sched_now_ns(prog) - track.ts_nsec.value_())
+        cpu = track.cpu.value_()
+    else:
+        cpu = -1
+    return (True, track.pid.value_(), cpu, 0, position), age_ns
 
 
 def _stacks(track_type: Type, raw: Bytes, stacks: RecordedStacks) -> Ints:
