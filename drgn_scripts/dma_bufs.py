@@ -42,10 +42,11 @@ from vmcore_tools.audit_findings import (
 )
 from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
 from vmcore_tools.kernel.dma_buf import (
+    DmaBufs,
     device_name,
     dma_buf_name,
-    exporter_name,
     for_each_attachment,
+    text_at,
 )
 from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_holders
 from vmcore_tools.kernel.files import file_counts, mm_users
@@ -206,25 +207,32 @@ def _still_there(prog: Program, holders: DmaBufHolders, result: Audit) -> npt.ND
     return verdict
 
 
-def _exporter(prog: Program, address: int) -> Maybe[str]:
-    try:
-        return exporter_name(Object(prog, "struct dma_buf *", value=address))
-    except FaultError:
-        return Absent("it is not in the dump")
+def _exporters(prog: Program, buffers: DmaBufs) -> Tuple[List[Maybe[str]], npt.NDArray[np.int64]]:
+    """The names of all exporters, and which one each dma-buf is of."""
+    pointers, which = np.unique(buffers.exporter, return_inverse=True)
+    names: List[Maybe[str]] = []
+    for pointer in pointers.tolist():
+        try:
+            names.append(text_at(prog, pointer))
+        except FaultError:
+            names.append(Absent("it is not in the dump"))
+    return names, which.reshape(-1)
 
 
 def _groups(
     ctx: Context, result: _Result, *verdicts: Verdict
 ) -> Iterator[Tuple[str, int, npt.NDArray[np.int64]]]:
     """Exporter, cache and positions of the dma-bufs with these verdicts, alike ones together."""
-    groups: Dict[Tuple[str, int], List[int]] = {}
-    holders = result.holders
-    for i in result.with_verdict(*verdicts).tolist():
-        exporter = _exporter(ctx.prog, int(holders.buffers.address[i]))
-        name = "an unknown exporter" if isinstance(exporter, Absent) else exporter
-        groups.setdefault((name, int(holders.cache[i])), []).append(i)
-    for name, cache in sorted(groups):
-        yield name, cache, np.array(groups[name, cache], dtype=np.int64)
+    chosen = result.with_verdict(*verdicts)
+    names, which = _exporters(ctx.prog, result.holders.buffers)
+    keys = np.stack([which[chosen], result.holders.cache[chosen]])
+    pairs, group = np.unique(keys, axis=1, return_inverse=True)
+    found = []
+    for number, (exporter, cache) in enumerate(pairs.T.tolist()):
+        name = names[exporter]
+        text = "an unknown exporter" if isinstance(name, Absent) else name
+        found.append((text, cache, chosen[group.reshape(-1) == number]))
+    yield from sorted(found, key=lambda item: item[:2])
 
 
 def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
@@ -331,6 +339,7 @@ def _rows(ctx: Context, result: _Result) -> Iterator[DmaBuf]:
     prog, buffers, audited = ctx.prog, result.holders.buffers, result.audit
     nobody = np.zeros(len(buffers.file), dtype=np.int64)
     users = _users(prog, result.holders)
+    exporters, which = _exporters(prog, buffers)
     order = np.lexsort((buffers.address, -audited.left))
     for i in order.tolist():
         dma_buf = Object(prog, "struct dma_buf *", value=int(buffers.address[i]))
@@ -339,7 +348,7 @@ def _rows(ctx: Context, result: _Result) -> Iterator[DmaBuf]:
         yield DmaBuf(
             address=dma_buf.value_(),
             file=int(buffers.file[i]),
-            exporter=_exporter(prog, dma_buf.value_()),
+            exporter=exporters[which[i]],
             name=_name(dma_buf),
             size_bytes=int(buffers.size[i]),
             refcount=int(buffers.refcount[i]),

@@ -115,3 +115,30 @@ struct files_struct keep_files_struct;
 
 /* What a reservation object holds is not tested here. */
 struct dma_resv;
+
+/* include/linux/skbuff.h, include/net/af_unix.h, include/net/scm.h */
+
+struct sk_buff {
+	struct sk_buff *next;
+	struct sk_buff *prev;
+	char cb[48] __attribute__((aligned(8)));
+};
+
+struct sk_buff_head {
+	struct sk_buff *next;
+	struct sk_buff *prev;
+	u32 qlen;
+	spinlock_t lock;
+};
+
+struct sock {
+	struct {
+		void *skc_prot;
+	} __sk_common;
+	struct sk_buff_head sk_receive_queue;
+};
+
+struct unix_sock {
+	struct sock sk;
+};
+struct unix_sock keep_unix_sock;

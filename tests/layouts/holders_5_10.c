@@ -211,3 +211,22 @@ struct drm_prime_member {
 	struct rb_node handle_rb;
 };
 struct drm_prime_member keep_drm_prime_member;
+
+/* include/net/af_unix.h, include/net/scm.h */
+
+struct scm_fp_list {
+	short count;
+	short max;
+	void *user;
+	struct file *fp[253];
+};
+
+struct unix_skb_parms {
+	void *pid;
+	u32 uid;
+	u32 gid;
+	struct scm_fp_list *fp;
+	u32 secid;
+	u32 consumed;
+};
+struct unix_skb_parms keep_unix_skb_parms;

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drgn import Object, offsetof, sizeof
 
-from tests.layouts.machine import Machine, Value
+from tests.layouts.machine import DIRECT_MAP, RAM, Machine, Value
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
     HeldDmaBufs,
@@ -33,6 +33,7 @@ from vmcore_tools.kernel.files import (
     outgrown_descriptor_words,
     watch_words,
 )
+from vmcore_tools.kernel.scm_rights import files_in_flight
 
 OLD, NEW = "holders_5_10.c", "holders_7_2.c"
 COUNT = "refcount.refcount.refs.counter"
@@ -510,3 +511,51 @@ def test_a_damaged_table_of_descriptors_is_counted(machine: Machine) -> None:
     fdt = machine.new("struct fdtable", {"max_fds": 1 << 31, "fd": 0x1000})
     table = machine.new("struct files_struct", {"fdt": fdt})
     assert descriptors(machine.prog, [table], addresses([1])).unread == (table,)
+
+
+# Descriptors on their way.
+
+
+def message(machine: Machine, files_list: int) -> int:
+    address = machine.new("struct sk_buff", {})
+    control = address + offset(machine, "struct sk_buff", "cb")
+    machine.put("struct unix_skb_parms", control, {"fp": files_list})
+    return address
+
+
+def socket_with(machine: Machine, messages: Sequence[int]) -> int:
+    address = machine.new("struct unix_sock", {"sk.sk_receive_queue.qlen": len(messages)})
+    queue = address + offset(machine, "struct unix_sock", "sk.sk_receive_queue")
+    machine.link(queue, messages)
+    return address
+
+
+def test_the_files_in_messages(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, other = (machine.new("struct file", {}) for _ in range(2))
+    first = offset(machine, "struct scm_fp_list", "fp")
+    many = machine.new("struct scm_fp_list", {"count": 3})
+    machine.words(many + first, [other, passed, passed, passed])
+    # scm_fp_dup() allocates no more than is used: behind it is no memory.
+    short = DIRECT_MAP + RAM - first - 8
+    machine.put("struct scm_fp_list", short, {"count": 1})
+    machine.words(short + first, [passed])
+    damaged = machine.new("struct scm_fp_list", {"count": 254})
+    sockets = [
+        socket_with(machine, [message(machine, many), message(machine, 0)]),
+        socket_with(machine, [message(machine, short), message(machine, damaged)]),
+    ]
+    monkeypatch.setattr(
+        "vmcore_tools.kernel.scm_rights._unix_sockets",
+        lambda index: [
+            Object(machine.prog, "struct unix_sock *", value=address) for address in sockets
+        ],
+    )
+    index = FilesOnly(machine)
+    found = files_in_flight(index, addresses([passed]))  # type: ignore[arg-type]
+    assert list(zip(found.word.tolist(), found.owner.tolist())) == [
+        (many + first + 8, sockets[0]),
+        (many + first + 16, sockets[0]),
+        (short + first, sockets[1]),
+    ]
+    assert set(found.file.tolist()) == {passed}
+    assert found.unread == (damaged,)

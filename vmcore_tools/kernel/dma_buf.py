@@ -57,6 +57,7 @@ class DmaBufs:
     :ivar reservation: uint64, ``struct dma_resv *``
     :ivar priv: uint64, what the exporter has it for; a GEM object with many
     :ivar ops: uint64, ``const struct dma_buf_ops *``
+    :ivar exporter: uint64, ``const char *``: what the exporter calls itself
     :ivar unread: addresses of files and dma-bufs that could not be read
     """
 
@@ -67,6 +68,7 @@ class DmaBufs:
     reservation: U64
     priv: U64
     ops: U64
+    exporter: U64
     unread: Tuple[int, ...]
 
     def files_of(self, dma_bufs: U64) -> U64:
@@ -110,6 +112,7 @@ def dma_bufs(index: SlabIndex) -> DmaBufs:
         "reservation": "resv",
         "priv": "priv",
         "ops": "ops",
+        "exporter": "exp_name",
     }
     buffers, read = read_structs(
         prog, addresses.tolist(), field_dtype(prog.type("struct dma_buf"), members)
@@ -125,6 +128,7 @@ def dma_bufs(index: SlabIndex) -> DmaBufs:
         reservation=buffers["reservation"][kept].astype(np.uint64),
         priv=buffers["priv"][kept].astype(np.uint64),
         ops=buffers["ops"][kept].astype(np.uint64),
+        exporter=buffers["exporter"][kept].astype(np.uint64),
         unread=tuple(unread),
     )
 
@@ -278,11 +282,10 @@ def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:
         dentries["dentry"] + fsdata,
     ]
     # v6.12 has no list of all without debugfs.
-    lists = ["attachments", *(["list_node"] if type_.has_member("list_node") else [])]
-    for member in lists:
-        heads, read = list_heads(prog, buffers.address, type_, member)
-        words.append(heads.words)
-        unread += buffers.address[~read].tolist()
+    lists = ["attachments", *(["list_node"] if type_.has_member("list_node") else []), "poll.head"]
+    heads, read = list_heads(prog, buffers.address, type_, lists)
+    words += [found.words for found in heads.values()]
+    unread += buffers.address[~read].tolist()
     if type_.has_member("sysfs_entry"):  # CONFIG_DMABUF_SYSFS_STATS, from v5.14 on
         entries, _ = read_structs(
             prog, buffers.address.tolist(), field_dtype(type_, {"entry": "sysfs_entry"})
@@ -290,8 +293,8 @@ def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:
         back = np.uint64(offsetof(type_.member("sysfs_entry").type.type, "dmabuf"))
         words.append(entries["entry"] + back)
     words += _back_pointers(prog, buffers)
-    poll = buffers.address + np.uint64(offsetof(type_, "poll"))
-    for found, missed in (watch_words(prog, buffers.file), waiter_words(prog, poll)):
+    waited_on = buffers.address[heads["poll.head"].used] + np.uint64(offsetof(type_, "poll"))
+    for found, missed in (watch_words(prog, buffers.file), waiter_words(prog, waited_on)):
         words.append(found)
         unread += missed
     return np.concatenate(words).astype(np.uint64), tuple(unread)
@@ -305,16 +308,6 @@ def _back_pointers(prog: Program, buffers: DmaBufs) -> Iterator[U64]:
             continue
         mine = buffers.priv[buffers.ops == np.uint64(address)]
         yield mine + np.uint64(offsetof(type_, member))
-
-
-def exporter_name(dma_buf: Object) -> str:
-    """
-    What the exporter calls itself.
-
-    :param dma_buf: ``struct dma_buf *``
-    :raises drgn.FaultError: if it is not in the dump
-    """
-    return _text(dma_buf.exp_name)
 
 
 def dma_buf_name(dma_buf: Object) -> str:
@@ -339,6 +332,15 @@ def device_name(device: Object) -> str:
 
 
 def _text(string: Object) -> str:
-    pointer = string.value_()
-    text = string.prog_.read_c_string(pointer, max_size=_NAME_BYTES_MAX) if pointer else b""
+    return text_at(string.prog_, string.value_())
+
+
+def text_at(prog: Program, address: int) -> str:
+    """
+    A short name in the kernel's memory; empty without an address.
+
+    :param address: ``const char *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    text = prog.read_c_string(address, max_size=_NAME_BYTES_MAX) if address else b""
     return text.decode(errors="backslashreplace")

@@ -284,9 +284,9 @@ def watch_words(prog: Program, files: U64) -> Tuple[U64, Tuple[int, ...]]:
         watched = structs["head"] != 0
         links = np.zeros(0, dtype=np.uint64)
     elif type_.has_member("f_ep_links"):
-        heads, read = list_heads(prog, files, type_, "f_ep_links")
-        watched = heads.used
-        links = heads.words
+        heads, read = list_heads(prog, files, type_, ["f_ep_links"])
+        watched = heads["f_ep_links"].used
+        links = heads["f_ep_links"].words
     else:
         return np.zeros(0, dtype=np.uint64), ()  # a kernel without epoll
     unread = files[~read].tolist()
@@ -316,21 +316,20 @@ def _watches(prog: Program, address: int) -> Iterator[Object]:
 
 def waiter_words(prog: Program, queues: U64) -> Tuple[U64, Tuple[int, ...]]:
     """
-    The pointers at wait queues of epoll instances that wait on them.
+    The pointers at wait queues that epoll instances keep beside their entries in it.
 
     :param queues: uint64 array of ``struct wait_queue_head *``
     :return: uint64 array of the pointers' addresses, and what could not be read
     """
     type_ = prog.type("struct wait_queue_head")
-    heads, read = list_heads(prog, queues, type_, "head")
-    unread = queues[~read].tolist()
+    unread: List[int] = []
     words: List[int] = []
-    for address in queues[heads.used].tolist():
+    for address in queues.tolist():
         try:
             words += _epoll_waiters(Object(prog, type_, address=address))
         except (FaultError, ValidationError):
             unread.append(address)
-    return np.concatenate((heads.words, np.array(words, dtype=np.uint64))), tuple(unread)
+    return np.array(words, dtype=np.uint64), tuple(unread)
 
 
 def _epoll_waiters(queue: Object) -> Iterator[int]:
@@ -358,21 +357,28 @@ class ListHeads:
 
 
 def list_heads(
-    prog: Program, structures: U64, type_: Type, member: str
-) -> Tuple[ListHeads, npt.NDArray[np.bool_]]:
+    prog: Program, structures: U64, type_: Type, members: Sequence[str]
+) -> Tuple[Dict[str, ListHeads], npt.NDArray[np.bool_]]:
     """
-    The ``struct list_head`` in each of many structures.
+    The ``struct list_head`` members of many structures.
 
     :param structures: uint64 array of shape (n,)
-    :param member: its designator
-    :return: and bool array of shape (n,): which could be read
+    :param members: their designators
+    :return: by designator, and bool array of shape (n,): which could be read
     """
-    designators = {"next": f"{member}.next", "prev": f"{member}.prev"}
+    designators = {}
+    for member in members:
+        designators[f"{member}.next"] = f"{member}.next"
+        designators[f"{member}.prev"] = f"{member}.prev"
     structs, read = read_structs(prog, structures.tolist(), field_dtype(type_, designators))
-    used = read & (structs["next"] != structures + np.uint64(offsetof(type_, member)))
-    # The previous one's next points here, and the next one's prev, which is 8 bytes behind.
-    words = np.concatenate((structs["prev"][used], structs["next"][used] + np.uint64(8)))
-    return ListHeads(used, words.astype(np.uint64)), read
+    heads = {}
+    for member in members:
+        following, previous = structs[f"{member}.next"], structs[f"{member}.prev"]
+        used = read & (following != structures + np.uint64(offsetof(type_, member)))
+        # The previous one's next points here, and the next one's prev, which is 8 bytes behind.
+        words = np.concatenate((previous[used], following[used] + np.uint64(8)))
+        heads[member] = ListHeads(used, words.astype(np.uint64))
+    return heads, read
 
 
 def _address(member: Object) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 from drgn import FaultError, Object, Program, cast, offsetof, sizeof
 
 from vmcore_tools.kernel.files import U64, FileReferences
-from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.slab import SlabIndex
 
 #: Messages in one socket's queue; a damaged queue must end.
@@ -30,19 +29,21 @@ def files_in_flight(index: SlabIndex, files: U64) -> FileReferences:
     for socket in _unix_sockets(index):
         try:
             for message in _messages(socket):
-                passed = _passed_files(message)
-                if passed:
-                    lists[passed] = socket.value_()
+                address = _passed_files(message)
+                if address:
+                    lists[address] = socket.value_()
         except FaultError:
             unread.append(socket.value_())
     list_type = prog.type("struct scm_fp_list")
     first = offsetof(list_type, "fp")
     slots = (sizeof(list_type) - first) // 8
-    structs, read = read_structs(prog, list(lists), field_dtype(list_type, {"count": "count"}))
     rows: List[Tuple[int, int, int, int]] = []
-    for (address, socket), count, ok in zip(lists.items(), structs["count"].tolist(), read):
+    for address, socket in lists.items():
+        passed = Object(prog, "struct scm_fp_list *", value=address)
         try:
-            if not ok or count > slots:
+            # Only as many slots as are used were allocated (scm_fp_dup()).
+            count = passed.count.value_()
+            if not 0 <= count <= slots:
                 raise FaultError("no list of files", address)
             pointers = np.frombuffer(prog.read(address + first, count * 8), dtype=np.uint64)
         except FaultError:
