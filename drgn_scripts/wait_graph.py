@@ -684,13 +684,23 @@ class _Analyzer:
             comm=task_comm(task),
             wait_ns=self._waits[key] or Absent("the task has no time of its last run"),
             waits_for=unknown if wait is None else wait.kind,
-            object=unknown if wait is None else int(wait.object.value_()),
+            object=self._waited_for(key),
             evidence=unknown if wait is None else wait.evidence,
             cause=Absent("none was found") if cause is None else cause.rule.id,
             cause_pid=_maybe(None if cause is None else cause.subject.pid),
             task=int(task.value_()),
             stack=stack.id,
         )
+
+
+    def _waited_for(self, key: str) -> Maybe[int]:
+        """The address of what a task waits for: of the work, not of the barrier behind it."""
+        wait = self._chains.nodes[key].wait
+        if wait is None:
+            return Absent("it is on no list of waiters that is known")
+        edges = self._graph.edges_from(key)
+        waited_for = self._chains.nodes[edges[0].target].object if edges else wait.object
+        return int(waited_for.value_())
 
 
 def pool_name(pool: Object) -> str:
