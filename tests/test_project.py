@@ -236,16 +236,18 @@ def test_readme_example(
         assert output.out
 
 
-def test_readme_shows_a_real_output(capsys: pytest.CaptureFixture[str]) -> None:
-    """Shortened where a line is three dots."""
+def test_readme_shows_real_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shortened where a line is three dots, and indented less."""
     if demo.DEFAULT_DUMP not in demo.shipped_dumps():
         pytest.skip(f"fixtures/dumps has no {demo.DEFAULT_DUMP} yet")
-    match = re.search(r"<!-- demo-output.*?-->\n```\n(.*?)^```$", readme(), re.M | re.S)
-    assert match is not None
     main(["triage", "--demo"])
-    output = iter(capsys.readouterr().out.splitlines())
-    for line in match[1].splitlines():
-        assert line.strip() == "..." or line in output
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name in ("demo-output", "demo-graph"):
+        match = re.search(rf"<!-- {name}.*?-->\n```\n(.*?)^```$", readme(), re.M | re.S)
+        assert match is not None
+        output = iter(printed)
+        for line in match[1].splitlines():
+            assert line.strip() == "..." or line.strip() in output
 
 
 def help_of(*arguments: str) -> str:
