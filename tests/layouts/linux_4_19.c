@@ -739,6 +739,92 @@ struct worker {
 };
 struct worker keep_worker;
 
+struct ida {
+	struct radix_tree_root ida_rt;
+};
+
+struct worker_pool {
+	spinlock_t lock;
+	int cpu;
+	int node;
+	int id;
+	unsigned int flags;
+	unsigned long watchdog_ts;
+	struct list_head worklist;
+	int nr_workers;
+	int nr_idle;
+	struct list_head idle_list;
+	struct timer_list idle_timer;
+	struct timer_list mayday_timer;
+	struct hlist_head busy_hash[64];
+	struct worker *manager;
+	struct list_head workers;
+	struct completion *detach_completion;
+	struct ida worker_ida;
+	struct workqueue_attrs *attrs;
+	struct hlist_node hash_node;
+	int refcnt;
+	atomic_t nr_running __attribute__((aligned(64)));
+	struct rcu_head rcu;
+} __attribute__((aligned(64)));
+struct worker_pool keep_worker_pool;
+struct idr worker_pool_idr;
+
+struct workqueue_struct {
+	struct list_head pwqs;
+	struct list_head list;
+	struct mutex mutex;
+	int work_color;
+	int flush_color;
+	atomic_t nr_pwqs_to_flush;
+	struct wq_flusher *first_flusher;
+	struct list_head flusher_queue;
+	struct list_head flusher_overflow;
+	struct list_head maydays;
+	struct worker *rescuer;
+	int nr_drainers;
+	int saved_max_active;
+	struct workqueue_attrs *unbound_attrs;
+	struct pool_workqueue *dfl_pwq;
+	struct wq_device *wq_dev;
+	char name[24];
+	struct rcu_head rcu;
+	unsigned int flags __attribute__((aligned(64)));
+	struct pool_workqueue *cpu_pwqs;
+	struct pool_workqueue *numa_pwq_tbl[];
+};
+struct workqueue_struct keep_workqueue_struct;
+
+enum {
+	WORK_STRUCT_PENDING_BIT = 0,
+	WORK_STRUCT_DELAYED_BIT = 1,
+	WORK_STRUCT_PWQ_BIT = 2,
+	WORK_STRUCT_LINKED_BIT = 3,
+	WORK_STRUCT_COLOR_SHIFT = 4,
+	WORK_STRUCT_COLOR_BITS = 4,
+	WORK_STRUCT_PENDING = 1 << WORK_STRUCT_PENDING_BIT,
+	WORK_STRUCT_DELAYED = 1 << WORK_STRUCT_DELAYED_BIT,
+	WORK_STRUCT_PWQ = 1 << WORK_STRUCT_PWQ_BIT,
+	WORK_STRUCT_LINKED = 1 << WORK_STRUCT_LINKED_BIT,
+	WORK_STRUCT_FLAG_BITS = WORK_STRUCT_COLOR_SHIFT + WORK_STRUCT_COLOR_BITS,
+	WORK_OFFQ_FLAG_BASE = WORK_STRUCT_COLOR_SHIFT,
+	WORK_OFFQ_FLAG_BITS = 1,
+	WORK_OFFQ_POOL_SHIFT = WORK_OFFQ_FLAG_BASE + WORK_OFFQ_FLAG_BITS,
+	WORK_OFFQ_LEFT = BITS_PER_LONG - WORK_OFFQ_POOL_SHIFT,
+	WORK_OFFQ_POOL_BITS = WORK_OFFQ_LEFT <= 31 ? WORK_OFFQ_LEFT : 31,
+} keep_work_bits;
+
+enum {
+	POOL_MANAGER_ACTIVE = 1 << 0,
+	POOL_DISASSOCIATED = 1 << 2,
+	WORKER_DIE = 1 << 1,
+	WORKER_IDLE = 1 << 2,
+} keep_worker_flags;
+
+void wq_barrier_func(struct work_struct *work)
+{
+}
+
 struct pool_workqueue {
 	struct worker_pool *pool;
 	struct workqueue_struct *wq;

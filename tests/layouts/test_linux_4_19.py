@@ -87,6 +87,8 @@ WRITTEN_OUT = (
     "struct wait_queue_head",
     "struct work_struct",
     "struct worker",
+    "struct worker_pool",
+    "struct workqueue_struct",
     "struct wq_barrier",
     "struct wq_flusher",
 )

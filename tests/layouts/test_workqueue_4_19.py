@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Workqueues of v4.19: what a flush_work() waits for.
+
+The second case: Xorg in drain_all_pages() waits for the work of a CPU whose
+kworker does not get to run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+from drgn import Object, offsetof
+
+from tests.layouts.machine import Machine
+from vmcore_tools.kernel.workqueue import (
+    barrier_of_completion,
+    barrier_target,
+    find_worker_executing,
+    for_each_pending_work,
+    for_each_worker,
+    for_each_worker_pool,
+    pool_nr_running,
+    work_is_pending,
+    work_pool,
+    work_pwq,
+    worker_is_idle,
+)
+
+PENDING, PWQ, LINKED = 1, 4, 8
+DRAIN = 0xFFFFFFFF80201000  #: drain_local_pages_wq()
+
+
+class Workqueue:
+    """mm_percpu_wq on one CPU: a pool with one worker, and its pool_workqueue."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, prog = machine, machine.prog
+        pool_type = prog.type("struct worker_pool")
+        self.pool = machine.new("struct worker_pool", {"cpu": 1, "id": 2, "nr_workers": 1})
+        self.worklist = self.pool + offsetof(pool_type, "worklist")
+        machine.link(self.worklist)
+        machine.put("struct worker_pool", self.pool, {"nr_running.counter": 1})
+        # IDs below 64 are in one node; pool 2 is its third.
+        node = machine.new("struct radix_tree_node", {"count": 1})
+        slots = offsetof(prog.type("struct radix_tree_node"), "slots")
+        machine.words(node + slots + 8 * 2, [self.pool])
+        machine.put("struct idr", machine.variable("worker_pool_idr"), {"idr_rt.rnode": node | 1})
+        # The color and the flags are where its address has zeros.
+        self.pwq = machine.alloc(256, 256)
+        machine.put("struct pool_workqueue", self.pwq, {"pool": self.pool})
+        delayed = offsetof(prog.type("struct pool_workqueue"), "delayed_works")
+        machine.link(self.pwq + delayed)
+        worker_type = prog.type("struct worker")
+        self.worker = machine.new("struct worker", {"pool": self.pool})
+        self.scheduled = self.worker + offsetof(worker_type, "scheduled")
+        machine.link(self.scheduled)
+        machine.link(
+            self.pool + offsetof(pool_type, "workers"),
+            [self.worker + offsetof(worker_type, "node")],
+        )
+
+    def queued(self, function: int, flags: int = 0, color: int = 3) -> int:
+        """A work that is queued here; it has still to be put on a list."""
+        data = self.pwq | color << 4 | PENDING | PWQ | flags
+        return self.machine.new("struct work_struct", {"data.counter": data, "func": function})
+
+    def barrier(self) -> int:
+        """``insert_wq_barrier()``, without a list."""
+        function = self.machine.prog.symbol("wq_barrier_func").address
+        data = self.pwq | 15 << 4 | PENDING | PWQ  # WORK_NO_COLOR
+        barrier = self.machine.new(
+            "struct wq_barrier", {"work.data.counter": data, "work.func": function}
+        )
+        done = offsetof(self.machine.prog.type("struct wq_barrier"), "done.wait.head")
+        self.machine.link(barrier + done)
+        return barrier
+
+    def entry(self, work: int) -> int:
+        return work + offsetof(self.machine.prog.type("struct work_struct"), "entry")
+
+    def object(self, name: str, address: int) -> Object:
+        return Object(self.machine.prog, f"struct {name} *", value=address)
+
+    def completion(self, barrier: int) -> Object:
+        done = offsetof(self.machine.prog.type("struct wq_barrier"), "done")
+        return self.object("completion", barrier + done)
+
+
+@pytest.fixture
+def workqueue(tmp_path: Path) -> Iterator[Workqueue]:
+    machine = Machine("linux_4_19.c", tmp_path, "4.19.90")
+    yield Workqueue(machine)
+    machine.close()
+
+
+def test_the_pools_and_their_workers(workqueue: Workqueue) -> None:
+    (pool,) = for_each_worker_pool(workqueue.machine.prog)
+    assert pool.value_() == workqueue.pool
+    assert pool_nr_running(pool) == 1
+    (worker,) = for_each_worker(pool)
+    assert worker.value_() == workqueue.worker
+    assert not worker_is_idle(worker)
+    workqueue.machine.put("struct worker", workqueue.worker, {"flags": 4})
+    assert worker_is_idle(worker)
+
+
+def test_a_flush_waits_for_a_work_that_nobody_has_taken(workqueue: Workqueue) -> None:
+    other, drain = workqueue.queued(0xFFFFFFFF80201100), workqueue.queued(DRAIN, LINKED)
+    barrier = workqueue.barrier()
+    works = [other, drain, barrier]
+    workqueue.machine.link(workqueue.worklist, [workqueue.entry(work) for work in works])
+
+    pool = workqueue.object("worker_pool", workqueue.pool)
+    assert [work.value_() for work in for_each_pending_work(pool)] == works
+    found = barrier_of_completion(workqueue.completion(barrier))
+    assert found.value_() == barrier
+    target = barrier_target(found)
+    assert target is not None
+    assert (target.work.value_(), target.pwq.value_()) == (drain, workqueue.pwq)
+    assert (bool(target.worker), target.inactive, target.executing) == (False, False, False)
+    work = workqueue.object("work_struct", drain)
+    assert work_is_pending(work)
+    assert work_pwq(work).value_() == workqueue.pwq
+    assert work_pool(work).value_() == workqueue.pool
+
+
+def test_a_flush_waits_for_a_work_that_runs(workqueue: Workqueue) -> None:
+    machine = workqueue.machine
+    drain, barrier = workqueue.queued(DRAIN), workqueue.barrier()
+    # Once it runs, it can be queued again: only the pool's ID is left.
+    machine.put("struct work_struct", drain, {"data.counter": 2 << 5})
+    machine.put("struct worker", workqueue.worker, {"current_work": drain, "current_func": DRAIN})
+    machine.link(workqueue.scheduled, [workqueue.entry(barrier)])
+
+    target = barrier_target(barrier_of_completion(workqueue.completion(barrier)))
+
+    assert target is not None
+    assert (target.work.value_(), target.worker.value_()) == (drain, workqueue.worker)
+    assert target.executing
+    work = workqueue.object("work_struct", drain)
+    assert not work_is_pending(work)
+    assert not work_pwq(work)
+    pool = work_pool(work)
+    assert pool.value_() == workqueue.pool
+    assert find_worker_executing(pool, work).value_() == workqueue.worker
+
+
+def test_another_completion_is_of_no_flush(workqueue: Workqueue) -> None:
+    completion = workqueue.machine.alloc(256) + 64
+    assert not barrier_of_completion(workqueue.object("completion", completion))
