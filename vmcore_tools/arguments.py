@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from vmcore_tools.analysis import Analysis
+from vmcore_tools.dump.memory import HELD_BYTES
 from vmcore_tools.model import Severity
 from vmcore_tools.report import FORMATS
 
@@ -32,6 +33,17 @@ class Request:
     redact: bool
     timings: bool
     fail_on: Severity
+
+
+def add_memory_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        type=_size,
+        help="hold no more of the target's own pages than SIZE, such as 64M; larger targets"
+        f" are read again by each analysis (default: {HELD_BYTES >> 20}M). What is found in"
+        " them, and the debug info, come on top",
+    )
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +149,19 @@ def request(args: argparse.Namespace, analyses: Sequence[Analysis]) -> Request:
 
 def _help(text: str) -> str:
     return text.replace("%", "%%")
+
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+
+
+def _size(text: str) -> int:
+    digits, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "")
+    if not digits.isdigit():
+        raise ValueError
+    return int(digits) << _UNITS[unit]
+
+
+_size.__name__ = "size"
 
 
 def _limit(text: str) -> int:

@@ -23,6 +23,7 @@ from vmcore_tools.analysis import Analysis, Progress
 from vmcore_tools.arguments import (
     Request,
     add_analysis_options,
+    add_memory_option,
     add_only_option,
     add_report_options,
     request,
@@ -209,6 +210,7 @@ def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
     triage = commands.add_parser("triage", help="run every analysis", description="Run analyses.")
     triage.set_defaults(parser=triage)
     _add_target_options(triage)
+    add_memory_option(triage)
     add_only_option(triage, analyses)
     add_report_options(triage)
 
@@ -237,6 +239,7 @@ def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
     for name in ("A", "B"):
         diff.add_argument(name, help="a vmcore, or a report made with triage --format json")
     _add_symbol_options(diff)
+    add_memory_option(diff)
     add_only_option(diff, analyses)
     # Also those that take long: what grew is seen by type and stack.
     diff.set_defaults(analyses=tuple(a for a in analyses if a.argument is None))
@@ -261,6 +264,7 @@ def _add_analysis_parser(names: Any, analysis: Analysis) -> None:
     )
     parser.set_defaults(parser=parser, analysis=analysis)
     _add_target_options(parser)
+    add_memory_option(parser)
     add_analysis_options(parser, analysis)
     add_report_options(parser)
 
@@ -320,6 +324,13 @@ def _where(args: argparse.Namespace) -> Tuple[Any, ...]:
     return args.kernel_directories, args.debug_directories, args.vmcoreinfo
 
 
+def _limited(target: Target, args: argparse.Namespace) -> Target:
+    if args.max_memory is None:
+        return target
+    memory = dataclasses.replace(target.memory, held_bytes_max=args.max_memory)
+    return dataclasses.replace(target, memory=memory)
+
+
 def _open(args: argparse.Namespace) -> Target:
     where = _where(args)
     if args.kernel:
@@ -336,7 +347,7 @@ def _report(args: argparse.Namespace, analyses: Sequence[Analysis]) -> int:
     wanted = request(args, analyses)
     # Opened first: who cannot write there shall not wait to learn it.
     with output(wanted.output) as file:
-        report = run_request(_open(args), wanted)
+        report = run_request(_limited(_open(args), args), wanted)
         with _quiet_pipe():
             print_report(report, wanted, file)
     return report.exit_code(wanted.fail_on)
@@ -362,7 +373,7 @@ def _document(args: argparse.Namespace, wanted: Request, path: str) -> Any:
                 file.seek(0)
                 document = read_report(file.read(), path)
     if document is None:
-        target = open_core(path, args.symbols, *_where(args))
+        target = _limited(open_core(path, args.symbols, *_where(args)), args)
         report = run_request(target, dataclasses.replace(wanted, limit=_DIFF_ROWS))
         return read_report(render(report, "json", redact=wanted.redact).encode(), path)
     if wanted.redact:

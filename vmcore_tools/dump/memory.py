@@ -26,9 +26,12 @@ Pfns = npt.NDArray[np.uint64]
 CHUNK_BYTES = 1 << 20
 #: One read that needs no copy may be larger.
 _WHOLE_BYTES_MAX = 4 << 20
-#: A target that holds no more than this is kept as it is read, since each
-#: analysis reads most of it again.
-_KEPT_BYTES_MAX = 256 << 20
+#: What is held of a target unless somebody says otherwise. One that is no larger is
+#: kept as it is read, since each analysis reads most of it again.
+HELD_BYTES = 256 << 20
+#: Pieces of a target that are worked on at once take a part of that.
+_BATCH_PART = 16
+_BATCH_BYTES = (1 << 20, 16 << 20)
 #: A virtual read that fails is retried in pieces down to the page size.
 _VIRTUAL_CHUNK_BYTES = 1 << 16
 
@@ -41,11 +44,14 @@ class Memory:
     :ivar prog: the drgn program that reads it
     :ivar page_map: the pages that it holds
     :ivar plain: the dump file, if its pages can be read from it as they are
+    :ivar held_bytes_max: a target with more is read again by each analysis. It
+        bounds what is held of the target's own pages, not what is found in them.
     """
 
     prog: Program
     page_map: PageMap
     plain: Optional[PlainFile] = None
+    held_bytes_max: int = HELD_BYTES
     _kept: Dict[int, Tuple[Bytes, Flags]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
@@ -65,6 +71,12 @@ class Memory:
         return self._read_present(pfns, buffer)
 
     @property
+    def batch_bytes(self) -> int:
+        """For who reads many pages that belong together: how much to hold at a time."""
+        least, most = _BATCH_BYTES
+        return min(most, max(least, self.held_bytes_max // _BATCH_PART))
+
+    @property
     def reads_in_parallel(self) -> bool:
         """Whether reads by several threads are faster than by one."""
         return self.plain is not None and not self._keeps()
@@ -73,7 +85,7 @@ class Memory:
         # A live target changes: what was read before is not what is there now.
         live = bool(self.prog.flags & ProgramFlags.IS_LIVE)
         size_bytes = self.page_map.present_pages * self.page_map.page_size_bytes
-        return not live and size_bytes <= _KEPT_BYTES_MAX
+        return not live and size_bytes <= self.held_bytes_max
 
     def _kept_pages(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
         """As :meth:`read_pages`, by blocks of pages that are read once."""

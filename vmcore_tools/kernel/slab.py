@@ -54,8 +54,6 @@ Ints = npt.NDArray[np.int64]
 _CACHE_KEY = "vmcore_tools.kernel.slab.index"
 #: More caches than any kernel has, memory cgroups' copies included.
 _CACHES_MAX = 100_000
-#: Slab bytes that are held at a time.
-_BATCH_BYTES = 16 << 20
 
 
 class ObjectState(enum.IntEnum):
@@ -116,6 +114,22 @@ class SlabBatch:
     objects: U64
     allocated: Bools
     intact: Bools
+
+    def slots(self) -> npt.NDArray[np.uint8]:
+        """
+        The bytes from where each object begins to where the next one does.
+
+        A slab with red zones can end sooner, behind the last object and what
+        the allocator has of it: zeros stand for the rest.
+
+        :return: uint8 array of shape (n, objects, ``cache.size_bytes``)
+        """
+        count, first = self.objects.shape[1], self.cache.red_left_pad_bytes
+        data = self.data[:, first : first + count * self.cache.size_bytes]
+        missing = count * self.cache.size_bytes - data.shape[1]
+        if missing > 0:
+            data = np.pad(data, ((0, 0), (0, missing)))
+        return data.reshape(-1, count, self.cache.size_bytes)
 
 
 class SlabIndex:
@@ -468,7 +482,7 @@ class SlabIndex:
                 for row in members:
                     self._problem(int(row), f"it cannot hold {count} objects", SlabFault.OBJECTS)
                 continue
-            step = max(1, _BATCH_BYTES // slab_bytes)
+            step = max(1, self.memory.batch_bytes // slab_bytes)
             for start in range(0, len(members), step):
                 yield self._batch(cache, members[start : start + step], count, slab_bytes)
 
