@@ -692,7 +692,6 @@ class _Analyzer:
             stack=stack.id,
         )
 
-
     def _waited_for(self, key: str) -> Maybe[int]:
         """The address of what a task waits for: of the work, not of the barrier behind it."""
         wait = self._chains.nodes[key].wait
