@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import re
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -30,8 +29,9 @@ from drgn import Program
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.object_types import Certainty, ObjectTypes, is_kmalloc, object_types
+from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
 from vmcore_tools.kernel.slab import SlabCache, SlabIndex, slab_index
-from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
+from vmcore_tools.kernel.slub_tracks import has_tracks, object_tracks
 from vmcore_tools.model import Absent, Kind, Maybe, column
 
 #: Caches that are looked at if none is named.
@@ -158,7 +158,9 @@ def analyze(ctx: Context) -> Iterator[Any]:
     numbers = _wanted_caches(ctx, index)
     for number in ctx.progress(numbers, "kmalloc caches", len(numbers)):
         objects, stacks = _read(ctx, index, types, number)
-        allocators = [_allocating_function(ctx.prog, stack) for stack in stacks]
+        allocators = [
+            function_behind_allocator(ctx.prog, stack) or "an unknown function" for stack in stacks
+        ]
         by_stack += _by_stack(objects, allocators, stacks)
         by_type += _by_type(types, index, number, objects, allocators)
         by_content += _by_content(types, number, objects)
@@ -195,10 +197,7 @@ def _read(
     shown = min(_BYTES_SHOWN, cache.object_size_bytes)
     first = [np.zeros((0, shown), dtype=np.uint8)]
     for batch in index.batches(np.flatnonzero(index.cache == number)):
-        start = cache.red_left_pad_bytes
-        end = start + batch.objects.shape[1] * cache.size_bytes
-        data = batch.data[:, start:end].reshape(*batch.objects.shape, cache.size_bytes)
-        data = data[:, :, : cache.object_size_bytes][batch.allocated]
+        data = batch.slots()[:, :, : cache.object_size_bytes][batch.allocated]
         address.append(batch.objects[batch.allocated])
         content.append(classify(data))
         if ctx.options["show_bytes"]:
@@ -206,7 +205,7 @@ def _read(
     unsorted = np.concatenate(address)
     order = np.argsort(unsorted)
     addresses = unsorted[order]
-    allocator, stacks = _tracks(ctx, cache, addresses)
+    allocator, stacks = _tracks(ctx, index, number, addresses)
     objects = _Objects(
         cache,
         addresses,
@@ -311,14 +310,14 @@ def _with_stacks(
 
 
 def _tracks(
-    ctx: Context, cache: SlabCache, addresses: U64
+    ctx: Context, index: SlabIndex, cache_number: int, addresses: U64
 ) -> Tuple[Ints, Tuple[Tuple[int, ...], ...]]:
     """Positions of the objects' allocating stacks, -1 where unknown, and the stacks."""
     unknown = np.full(len(addresses), -1, dtype=np.int64)
-    if not has_tracks(cache):
+    if not has_tracks(index.caches[cache_number]):
         return unknown, ()
     try:
-        tracks = alloc_tracks(ctx.prog, cache, addresses.tolist())
+        tracks = object_tracks(index, cache_number, addresses)
     except LookupError as error:
         ctx.coverage.gap("SLUB tracks", f"they cannot be read: {error}")
         return unknown, ()
@@ -326,26 +325,6 @@ def _tracks(
     if missing:
         ctx.coverage.gap("SLUB track", "it is empty or not in the dump", count=missing)
     return tracks.stack, tracks.stacks
-
-
-#: What is between an allocation and the code that wanted it.
-_ALLOCATOR = re.compile(
-    r"_*(kmem_cache_alloc|kmalloc|kzalloc|kcalloc|krealloc|kvmalloc|kmemdup|kstrdup|kasprintf"
-    r"|kvasprintf|slab_|set_track|slub_|do_kmalloc).*"
-)
-
-
-def _allocating_function(prog: Program, stack: Sequence[int]) -> str:
-    """The function behind the allocator's own."""
-    for address in stack:
-        try:
-            # A return address can be behind the function's last byte.
-            name: str = prog.symbol(address - 1).name.partition(".")[0]
-        except LookupError:
-            continue
-        if not _ALLOCATOR.fullmatch(name):
-            return name
-    return "an unknown function"
 
 
 def _names(text: str) -> Tuple[str, ...]:

@@ -306,9 +306,7 @@ def _slab_records(index: SlabIndex, layout: _Layout) -> Tuple[List[npt.NDArray[A
         return parts, allocated
     size = layout.type.size
     for batch in index.batches(np.flatnonzero(index.cache == number)):
-        count, step = batch.objects.shape[1], batch.cache.size_bytes
-        first = batch.cache.red_left_pad_bytes
-        slots = batch.data[:, first : first + count * step].reshape(-1, count, step)[:, :, :size]
+        slots = batch.slots()[:, :, :size]
         parts.append(layout.records(batch.objects.reshape(-1), slots.reshape(-1, size)))
         allocated.append(batch.allocated.reshape(-1))
     return parts, allocated

@@ -533,11 +533,8 @@ def _used_bytes(batch: SlabBatch) -> Ints:
 
     :return: int64 array of shape (n, objects)
     """
-    cache = batch.cache
-    end = cache.red_left_pad_bytes + batch.objects.shape[1] * cache.size_bytes
-    objects = batch.data[:, cache.red_left_pad_bytes : end]
-    words = np.ascontiguousarray(objects).view(np.uint64)
-    words = words.reshape(*batch.objects.shape, -1)[:, :, : -(-cache.object_size_bytes // 8)]
+    words = np.ascontiguousarray(batch.slots()).view(np.uint64)
+    words = words[:, :, : -(-batch.cache.object_size_bytes // 8)]
     some = words[:, :, ::-1] != 0
     last = words.shape[2] - np.argmax(some, axis=2)
     return np.where(some.any(axis=2), last * 8, 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from drgn import FaultError, Program, Type, offsetof, sizeof
 from vmcore_tools.kernel.jiffies import jiffies_age_ns
 from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.recorded_stacks import RecordedStacks
-from vmcore_tools.kernel.slab import _CACHE_KEY as _SLAB_INDEX
 from vmcore_tools.kernel.slab import SlabBatch, SlabCache, SlabIndex
 from vmcore_tools.kernel.task import sched_now_ns
 
@@ -138,20 +137,6 @@ def object_tracks(
     )
 
 
-def alloc_tracks(prog: Program, cache: SlabCache, objects: Sequence[int]) -> Tracks:
-    """
-    As :func:`object_tracks`, for callers who have no index at hand.
-
-    :param cache: of the index that was made for *prog*
-    :param objects: addresses of objects of *cache*
-    """
-    index: Optional[SlabIndex] = prog.cache.get(_SLAB_INDEX)
-    number = None if index is None else index.cache_number(cache.cache)
-    if index is None or number is None:
-        raise LookupError(f"the slabs of {cache.name} have not been looked up")
-    return object_tracks(index, number, np.array(objects, dtype=np.uint64))
-
-
 def _track_offset(prog: Program, cache: SlabCache, item: TrackItem) -> int:
     """Where a record begins, from the object on; mirrors ``get_info_end()``."""
     track_bytes = sizeof(prog.type("struct track"))
@@ -167,11 +152,8 @@ def _track_offset(prog: Program, cache: SlabCache, item: TrackItem) -> int:
 
 def _slots(batch: SlabBatch, start: int) -> Bytes:
     """The track from *start* on in every slot: shape (slabs, objects, size)."""
-    count, step = batch.objects.shape[1], batch.cache.size_bytes
-    first = batch.cache.red_left_pad_bytes
-    slots = batch.data[:, first : first + count * step].reshape(-1, count, step)
     size = sizeof(batch.cache.cache.prog_.type("struct track"))
-    return slots[:, :, start : start + size]
+    return batch.slots()[:, :, start : start + size]
 
 
 def _all(index: SlabIndex, rows: Ints, start: int) -> Iterator[Tuple[U64, Bytes]]:
