@@ -18,7 +18,7 @@ from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.kmemleak import kmemleak_reported, kmemleak_state
 from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.slab import SlabIndex
-from vmcore_tools.kernel.slub_tracks import alloc_tracks, has_tracks
+from vmcore_tools.kernel.slub_tracks import has_tracks, object_tracks
 from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.model import Confidence, Evidence, Kind, Stack
 
@@ -190,7 +190,7 @@ class Allocators:
         cache = index.caches[cache_number]
         if not has_tracks(cache):
             return Allocators()
-        tracks = alloc_tracks(ctx.prog, cache, objects.tolist())
+        tracks = object_tracks(index, cache_number, objects)
         if not tracks.read.all():
             ctx.coverage.gap(
                 "SLUB track", "it is empty or not in the dump", count=int((~tracks.read).sum())

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What objects look like, and who is behind the allocator's functions."""
+"""What objects look like."""
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
-
 import numpy as np
 import pytest
-from drgn import Architecture, Platform, Program, Symbol, SymbolBinding, SymbolKind
 
-from drgn_scripts.kmalloc_objects import ANALYSIS, Content, _allocating_function, _names, classify
+from drgn_scripts.kmalloc_objects import ANALYSIS, Content, _names, classify
 from vmcore_tools.model import Kind, columns
 
 POINTER = (0xFFFF888000100000).to_bytes(8, "little")
@@ -57,42 +54,6 @@ def test_small_objects_are_classified_too() -> None:
 
 def test_no_objects() -> None:
     assert classify(np.zeros((0, 96), dtype=np.uint8)).tolist() == []
-
-
-FUNCTIONS = ["kmem_cache_alloc_trace", "kzalloc.part.0", "__kmalloc", "widget_create.isra.0"]
-
-
-@pytest.fixture
-def prog() -> Program:
-    """Functions of 0x100 bytes, one behind the other from 0x1000 on."""
-    made = Program(Platform(Architecture.X86_64))
-
-    def find(prog: Program, name: Optional[str], address: Optional[int], one: bool) -> List[Symbol]:
-        number = ((address or 0) - 0x1000) // 0x100
-        if not 0 <= number < len(FUNCTIONS):
-            return []
-        start = 0x1000 + number * 0x100
-        return [Symbol(FUNCTIONS[number], start, 0x100, SymbolBinding.GLOBAL, SymbolKind.FUNC)]
-
-    made.register_symbol_finder("fake", find, enable_index=0)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("stack", "function"),
-    [
-        ([0x1010, 0x1110, 0x1210, 0x1310], "widget_create"),
-        # A call was the function's last instruction.
-        ([0x1300, 0x1400], "widget_create"),
-        ([0x9000, 0x1310], "widget_create"),
-        ([0x1010], "an unknown function"),
-        ([], "an unknown function"),
-    ],
-)
-def test_the_function_behind_the_allocator_is_named(
-    prog: Program, stack: Sequence[int], function: str
-) -> None:
-    assert _allocating_function(prog, stack) == function
 
 
 def test_bytes_of_objects_are_sensitive_and_shown_on_request_only() -> None:

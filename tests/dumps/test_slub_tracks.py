@@ -10,7 +10,7 @@ import pytest
 
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
-from vmcore_tools.kernel.slub_tracks import TrackItem, alloc_tracks, has_tracks, object_tracks
+from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
 
 
 @pytest.fixture
@@ -130,10 +130,3 @@ def test_without_objects(index: SlabIndex) -> None:
 def test_a_cache_without_tracks_has_no_room_for_them(index: SlabIndex) -> None:
     with pytest.raises(LookupError, match="has no room for tracks"):
         object_tracks(index, number_of(index, "task_struct"))
-
-
-def test_the_cache_alone_is_enough(demo_dump: ShippedDump, index: SlabIndex) -> None:
-    leak = demo_dump.truth["leak"]
-    cache = index.caches[number_of(index, leak["cache"])]
-    tracks = alloc_tracks(index.prog, cache, leaked(demo_dump).tolist())
-    assert tracks.read.all() and set(tracks.pid.tolist()) == {leak["pid"]}

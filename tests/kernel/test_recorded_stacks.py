@@ -3,14 +3,27 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
-from drgn import Architecture, Object, Platform, Program, TypeMember
+from drgn import (
+    Architecture,
+    Object,
+    Platform,
+    Program,
+    Symbol,
+    SymbolBinding,
+    SymbolKind,
+    TypeMember,
+)
 
 from vmcore_tools.kernel import recorded_stacks
-from vmcore_tools.kernel.recorded_stacks import RecordedStacks, depot_stack
+from vmcore_tools.kernel.recorded_stacks import (
+    RecordedStacks,
+    depot_stack,
+    function_behind_allocator,
+)
 
 A, B, C = 0xFFFFFFFF81000010, 0xFFFFFFFF81000020, 0xFFFFFFFF81000030
 
@@ -171,3 +184,39 @@ def test_each_handle_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.add_handles(np.array([11, 3], dtype=np.uint32)).tolist() == [1, 0]
     assert made.stacks == ((A,), (B,))
     assert sorted(asked) == [3, 4, 11]
+
+
+FUNCTIONS = ["kmem_cache_alloc_trace", "kzalloc.part.0", "__kmalloc", "widget_create.isra.0"]
+
+
+@pytest.fixture
+def prog() -> Program:
+    """Functions of 0x100 bytes, one behind the other from 0x1000 on."""
+    made = Program(Platform(Architecture.X86_64))
+
+    def find(prog: Program, name: Optional[str], address: Optional[int], one: bool) -> List[Symbol]:
+        number = ((address or 0) - 0x1000) // 0x100
+        if not 0 <= number < len(FUNCTIONS):
+            return []
+        start = 0x1000 + number * 0x100
+        return [Symbol(FUNCTIONS[number], start, 0x100, SymbolBinding.GLOBAL, SymbolKind.FUNC)]
+
+    made.register_symbol_finder("fake", find, enable_index=0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("stack", "function"),
+    [
+        ([0x1010, 0x1110, 0x1210, 0x1310], "widget_create"),
+        # A call was the function's last instruction.
+        ([0x1300, 0x1400], "widget_create"),
+        ([0x9000, 0x1310], "widget_create"),
+        ([0x1010], None),
+        ([], None),
+    ],
+)
+def test_the_function_behind_the_allocator_is_named(
+    prog: Program, stack: Sequence[int], function: Optional[str]
+) -> None:
+    assert function_behind_allocator(prog, stack) == function

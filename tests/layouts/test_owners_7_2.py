@@ -22,7 +22,7 @@ from vmcore_tools.kernel.kmemleak import (
     object_stacks,
 )
 from vmcore_tools.kernel.slab import slab_index
-from vmcore_tools.kernel.slub_tracks import TrackItem, alloc_tracks, has_tracks, object_tracks
+from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
 
 ALLOCATED, REPORTED = 1, 2
 STORE_USER = 1 << 7  # _SLAB_STORE_USER; up to v6.8 the flag was 0x10000
@@ -117,7 +117,8 @@ def test_tracks_with_handles(machine: Machine) -> None:
     assert freed.read.tolist() == [True] + [False] * 14
     assert (freed.stacks, freed.pid[0], freed.age_ns[0]) == ((FREE,), 7, 9000 * JIFFY_NS)
     # A free object has the track of its last life.
-    assert alloc_tracks(machine.prog, index.caches[0], [objects[3]]).pid.tolist() == [415]
+    last = object_tracks(index, 0, np.array([objects[3]], dtype=np.uint64))
+    assert last.pid.tolist() == [415]
 
 
 def test_kfence_has_the_records_of_its_objects(
