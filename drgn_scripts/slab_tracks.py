@@ -20,20 +20,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Program
-from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Analysis, Context, NotApplicable, Option, Requires
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.page_owner import PageOwners, has_page_owner, page_owners
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
+from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 from vmcore_tools.kernel.slab import SlabCache, SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import TrackItem, Tracks, has_tracks, object_tracks
-from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.model import Absent, Kind, Maybe, column
 
 #: Caches that are looked at if none is named.
@@ -42,8 +41,6 @@ _CACHES_DEFAULT = 10
 _STACKS_DEFAULT = 10
 #: Comms that a row names.
 _COMMS_SHOWN = 4
-#: How far a task's start and a record's jiffies can be apart: they tick at 100 Hz at least.
-_TICK_NS_MAX = 20_000_000
 _HOW = "boot with slub_debug=U"
 
 Ints = npt.NDArray[np.int64]
@@ -111,7 +108,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
                 ctx.coverage.gap("slab cache", f"it keeps no tracks: {_HOW}")
     caches: List[TrackedCache] = []
     by_track: List[_Row] = []
-    comms = _Comms(ctx.prog)
+    tasks = RecordedTasks(ctx.prog)
     item = TrackItem.FREE if ctx.options["freed"] else TrackItem.ALLOC
     for number in ctx.progress(numbers, "slab caches with tracks", len(numbers)):
         try:
@@ -122,11 +119,11 @@ def analyze(ctx: Context) -> Iterator[Any]:
         cache = index.caches[number]
         _count_gaps(ctx, index, tracks, item)
         caches.append(_cache_row(cache, tracks))
-        by_track += _by_track(ctx.prog, cache, tracks, comms)
+        by_track += _by_track(ctx.prog, cache, tracks, tasks)
     yield from sorted(caches, key=lambda row: (-row.size_bytes, row.cache))
     yield from _with_stacks(ctx, by_track)
     if with_owners:
-        yield from _with_stacks(ctx, _by_owner(ctx, index, largest, comms))
+        yield from _with_stacks(ctx, _by_owner(ctx, index, largest, tasks))
 
 
 def _largest(ctx: Context, index: SlabIndex) -> List[int]:
@@ -175,7 +172,9 @@ def _cache_row(cache: SlabCache, tracks: Tracks) -> TrackedCache:
     )
 
 
-def _by_track(prog: Program, cache: SlabCache, tracks: Tracks, comms: _Comms) -> Iterator[_Row]:
+def _by_track(
+    prog: Program, cache: SlabCache, tracks: Tracks, tasks: RecordedTasks
+) -> Iterator[_Row]:
     for position, members in _groups(tracks.stack):
         stack = tracks.stacks[position]
         pid, age = tracks.pid[members], tracks.age_ns[members]
@@ -186,7 +185,7 @@ def _by_track(prog: Program, cache: SlabCache, tracks: Tracks, comms: _Comms) ->
                 function=function_behind_allocator(prog, stack) or "an unknown function",
                 objects=len(members),
                 size_bytes=len(members) * cache.size_bytes,
-                comms=comms.text(pid, age),
+                comms=_who(tasks, pid, age),
                 pids=len(np.unique(pid)),
                 oldest_ns=int(age.max()) if age.max() >= 0 else unknown,
                 newest_ns=int(age.min()) if age.min() >= 0 else unknown,
@@ -206,7 +205,9 @@ def _groups(stack: Ints) -> Iterator[Tuple[int, Ints]]:
             yield int(stack[members[0]]), members
 
 
-def _by_owner(ctx: Context, index: SlabIndex, numbers: Sequence[int], comms: _Comms) -> List[_Row]:
+def _by_owner(
+    ctx: Context, index: SlabIndex, numbers: Sequence[int], tasks: RecordedTasks
+) -> List[_Row]:
     """The slabs of caches by who had their pages allocated."""
     page_size = ctx.memory.page_map.page_size_bytes
     slabs = np.flatnonzero(np.isin(index.cache, np.array(numbers)) & ~index.in_kfence)
@@ -241,7 +242,7 @@ def _by_owner(ctx: Context, index: SlabIndex, numbers: Sequence[int], comms: _Co
             function=function,
             slabs=len(members),
             size_bytes=size_bytes,
-            comms=_owners_comms(owners, members, comms),
+            comms=_owners_comms(owners, members, tasks),
             example=example,
             stack=Absent("only for the first rows; more with --stacks"),
         )
@@ -249,14 +250,14 @@ def _by_owner(ctx: Context, index: SlabIndex, numbers: Sequence[int], comms: _Co
     return rows
 
 
-def _owners_comms(owners: PageOwners, members: Ints, comms: _Comms) -> Maybe[str]:
+def _owners_comms(owners: PageOwners, members: Ints, tasks: RecordedTasks) -> Maybe[str]:
     if owners.comm.any():
         names = owners.comm[members].tolist()
         return _joined(Counter(name.decode(errors="backslashreplace") for name in names))
     pid = owners.pid[members]
     if (pid < 0).all():
         return Absent("this kernel's page_owner does not record the task")
-    return comms.text(pid, np.full(len(pid), -1, dtype=np.int64))
+    return _who(tasks, pid, np.full(len(pid), -1, dtype=np.int64))
 
 
 def _with_stacks(ctx: Context, rows: List[_Row]) -> Iterator[Any]:
@@ -270,61 +271,15 @@ def _with_stacks(ctx: Context, rows: List[_Row]) -> Iterator[Any]:
         yield row
 
 
-class _Comms:
-    """The comms of threads by their PIDs, each looked up once."""
-
-    def __init__(self, prog: Program) -> None:
-        self._prog = prog
-        self._known: Dict[int, Tuple[Optional[str], int]] = {}
-        try:
-            self._now_ns: Optional[int] = prog["last_jiffies_update"].value_()
-        except LookupError:
-            self._now_ns = None
-
-    def text(self, pids: Ints, ages_ns: Ints) -> str:
-        """
-        Who these threads are.
-
-        :param pids: of n records
-        :param ages_ns: of the records, -1 where unknown
-        """
-        found: Counter[str] = Counter()
-        ended = 0
-        values, inverse = np.unique(pids, return_inverse=True)
-        for number, pid in enumerate(values.tolist()):
-            comm, start_ns = self._of(pid)
-            ages = ages_ns[inverse.reshape(-1) == number]
-            if comm is not None and self._now_ns is not None:
-                # A task that is younger than the record only has its PID.
-                older = ages[(ages < 0) | (self._now_ns - ages + _TICK_NS_MAX >= start_ns)]
-            else:
-                older = ages
-            if comm is None or not len(older):
-                ended += 1
-            else:
-                found[comm] += len(older)
-        text = _joined(found)
-        if ended:
-            gone = f"{ended} ended task{'s' if ended > 1 else ''}"
-            if len(values) == 1:
-                gone = f"PID {values[0]}, which has ended"
-            return f"{text}, {gone}" if text else gone
-        return text
-
-    def _of(self, pid: int) -> Tuple[Optional[str], int]:
-        """A thread's comm and when it started, since boot."""
-        if pid not in self._known:
-            self._known[pid] = self._look_up(pid)
-        return self._known[pid]
-
-    def _look_up(self, pid: int) -> Tuple[Optional[str], int]:
-        if pid == 0:
-            return "swapper", 0
-        try:
-            task = find_task(self._prog, pid)
-            return (task_comm(task), task.start_time.value_()) if task else (None, 0)
-        except FaultError:
-            return None, 0
+def _who(tasks: RecordedTasks, pids: Ints, ages_ns: Ints) -> str:
+    """The comms of records, the most frequent first, and what is left without one."""
+    living, ended = tasks.comms(pids, ages_ns)
+    if not ended:
+        return _joined(living)
+    gone = f"{len(ended)} ended task{'s' if len(ended) > 1 else ''}"
+    if not living and len(ended) == 1:
+        gone = f"PID {next(iter(ended))}, which has ended"
+    return f"{_joined(living)}, {gone}" if living else gone
 
 
 def _joined(found: Counter[str]) -> str:

@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import List, Optional, Pattern, Sequence, Tuple
+from typing import List, Optional, Pattern, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import Program
-from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Context
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.kmemleak import kmemleak_reported, kmemleak_state
 from vmcore_tools.kernel.modules import modules_without_debug_info
+from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 from vmcore_tools.kernel.slab import SlabIndex
-from vmcore_tools.kernel.slub_tracks import has_tracks, object_tracks
-from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.slub_tracks import Tracks, has_tracks, object_tracks
 from vmcore_tools.model import Confidence, Evidence, Kind, Stack
 
 U64 = npt.NDArray[np.uint64]
@@ -28,6 +27,8 @@ U64 = npt.NDArray[np.uint64]
 _STACKS_SHOWN = 3
 #: Places with unknown pointers that a finding names.
 _PLACES_SHOWN = 10
+#: Tasks that a finding names, those that allocated most.
+_TASKS_SHOWN = 10
 #: What is between an allocation and the code that wanted it.
 _ALLOCATOR = r"_*(kmem_cache_alloc|kmalloc|kzalloc|slab_|set_track|slub_).*"
 
@@ -201,14 +202,15 @@ class Allocators:
         if not stacks:
             return Allocators()
         function = _allocating_function(stacks[0], re.compile(f"{_ALLOCATOR}|{wrappers}"))
-        pids = np.unique(tracks.pid[tracks.read]).tolist()
+        pids, times = np.unique(tracks.pid[tracks.read], return_counts=True)
+        most = np.sort(pids[np.argsort(-times, kind="stable")[:_TASKS_SHOWN]])
         return Allocators(
             function,
             stacks,
             (
                 Evidence("allocating_function", Kind.TEXT, function),
-                Evidence("allocating_pids", Kind.PID, tuple(pids)),
-                Evidence("allocating_comms", Kind.SENSITIVE, _comms(ctx.prog, pids)),
+                Evidence("allocating_pids", Kind.PID, tuple(most.tolist())),
+                Evidence("allocating_comms", Kind.SENSITIVE, _comms(ctx.prog, tracks)),
                 Evidence("objects_by_stack", Kind.COUNT, tuple(int(counts[i]) for i in order)),
             ),
             (function,),
@@ -223,13 +225,12 @@ def _allocating_function(stack: Stack, allocator: Pattern[str]) -> str:
     return "an unknown function"
 
 
-def _comms(prog: Program, pids: Sequence[int]) -> Tuple[str, ...]:
+def _comms(prog: Program, tracks: Tracks) -> Tuple[str, ...]:
     """The comms of threads that still live, and the PIDs of those that do not."""
-    comms = []
-    for pid in pids:
-        task = find_task(prog, pid)
-        comms.append(task_comm(task) if task else f"PID {pid}, which has ended")
-    return tuple(sorted(set(comms)))
+    living, ended = RecordedTasks(prog).comms(tracks.pid[tracks.read], tracks.age_ns[tracks.read])
+    comms = [comm for comm, _ in living.most_common(_TASKS_SHOWN)]
+    comms += [f"PID {pid}, which has ended" for pid, _ in ended.most_common(_TASKS_SHOWN)]
+    return tuple(sorted(comms))
 
 
 def kmemleak_evidence(index: SlabIndex, objects: U64) -> List[Evidence]:

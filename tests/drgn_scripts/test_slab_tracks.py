@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from drgn import Architecture, Platform, Program
 
-from drgn_scripts.slab_tracks import _Comms, _groups, _joined
+from drgn_scripts.slab_tracks import _groups, _joined, _who
+from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 
 SECOND = 1_000_000_000
 NOW = 100 * SECOND
 
 
-class Known(_Comms):
+class Known(RecordedTasks):
     """Threads by PID: comm, and when they started."""
 
     def __init__(self, threads: Dict[int, Tuple[str, int]], now_ns: Optional[int] = NOW) -> None:
@@ -30,11 +31,11 @@ class Known(_Comms):
         return self.threads.get(pid, (None, 0))
 
 
-def text(comms: _Comms, *records: Tuple[int, int]) -> str:
-    """What *comms* says of records of (PID, age in seconds)."""
+def text(tasks: RecordedTasks, *records: Tuple[int, int]) -> str:
+    """What is said of records of (PID, age in seconds)."""
     pids = np.array([pid for pid, _ in records], dtype=np.int64)
     ages = np.array([-1 if age < 0 else age * SECOND for _, age in records], dtype=np.int64)
-    return comms.text(pids, ages)
+    return _who(tasks, pids, ages)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def text(comms: _Comms, *records: Tuple[int, int]) -> str:
         ([(47, 20), (1000, 20)], "Xorg, 1 ended task"),
         # PID 50 started 10 s ago: it is not who allocated 20 s ago.
         ([(50, 20)], "PID 50, which has ended"),
-        ([(50, 20), (50, 9)], "young"),
+        ([(50, 20), (50, 9)], "young, 1 ended task"),
         # A tick later than its start by the other clock.
         ([(51, 0)], "newborn"),
         # No age: the PID is all that there is to go by.
