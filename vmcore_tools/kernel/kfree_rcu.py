@@ -91,7 +91,6 @@ class _Gathered:
         """
         start = krc.address_
         assert start is not None
-        self.own.append((start, start + sizeof(krc)))
         self._follow(krc.head)
         for number in range(krc.krw_arr.type_.length or 0):
             work = krc.krw_arr[number]
@@ -140,6 +139,11 @@ class _Gathered:
 
         :param head: ``struct callback_head *``
         """
+        # No more than these words of a CPU's structure: its own rcu_head, work and
+        # timer are on lists of others, to whose objects they lead.
+        where = head.address_
+        assert where is not None
+        self.own.append((where, where + sizeof(head)))
         found: Dict[int, int] = {}  # where each rcu_head is, to its object
         start = head.value_()
         try:
