@@ -9,13 +9,18 @@ import multiprocessing
 import resource
 import statistics
 from pathlib import Path
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
+from fixtures.arch import X86_64
+from fixtures.build import build
 from fixtures.cache import Cache, default_root
+from fixtures.scenario import scenario_named
 from fixtures.slab_load import slab_load
 from vmcore_tools.target import Target, open_core
 
 MIB = 1 << 20
+#: A scenario on the large dump's kernel, with 512 MiB.
+_SMALLER = "fence-leak-debian-6.1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Dump:
     name: str
     core: Path
     symbols: Tuple[Path, ...]
+    smaller: Optional[Dump] = None
+    """One of the same kernel and kind with less RAM."""
 
     def open(self) -> Target:
         return open_core(self.core, self.symbols)
@@ -44,11 +51,17 @@ def dumps(options: argparse.Namespace) -> List[Dump]:
     symbols = tuple(options.symbols)
     if options.core:
         return [Dump(core.name, core, symbols) for core in options.core]
-    load = slab_load(Cache(default_root()))
+    cache = Cache(default_root())
+    load = slab_load(cache)
     symbols = tuple(load.symbols)
+    small = build(cache, scenario_named(_SMALLER), X86_64)
+    smaller = [
+        Dump(name, small.folder / name, tuple(small.symbols))
+        for name in ("live-000.elf", "filtered.kdump")
+    ]
     return [
-        Dump("ELF, all of RAM", load.elf, symbols),
-        Dump("kdump, makedumpfile -l -d 31", load.kdump, symbols),
+        Dump("ELF, all of RAM", load.elf, symbols, smaller[0]),
+        Dump("kdump, makedumpfile -l -d 31", load.kdump, symbols, smaller[1]),
     ]
 
 
