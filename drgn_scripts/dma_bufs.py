@@ -40,7 +40,7 @@ from vmcore_tools.audit_findings import (
     kmemleak_evidence,
     pointed_at_from,
 )
-from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
+from vmcore_tools.kernel.audit import Audit, Verdict, audit
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
     device_name,
@@ -95,8 +95,9 @@ do not count.
 and `objects_only_leaked` those that nothing else holds: they and their memory,
 `size_bytes`, stay for ever.
 
-It is `proven` if no pointer was found and every page that could hold one was
-read, and the registers of all CPUs; otherwise `likely`.""",
+It is `proven` if every page that could hold a pointer was read, and the
+registers of all CPUs; otherwise `likely`. A dma-buf to which any pointer is
+found that is not explained is never counted here, but under VT402.""",
 )
 UNKNOWN_HOLDER = Rule(
     id="VT402",
@@ -163,9 +164,9 @@ class _Result:
     holders: DmaBufHolders
     audit: Audit
 
-    def with_verdict(self, *verdicts: Verdict) -> npt.NDArray[np.int64]:
-        """Positions of the dma-bufs with one of these verdicts."""
-        return np.flatnonzero(np.isin(self.audit.verdict, list(verdicts)))
+    def with_verdict(self, verdict: Verdict) -> npt.NDArray[np.int64]:
+        """Positions of the dma-bufs with a verdict."""
+        return np.flatnonzero(self.audit.verdict == verdict)
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
@@ -180,7 +181,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
     if audited.changing:
         verdict = _still_there(ctx.prog, holders, audited)
         audited = dataclasses.replace(audited, verdict=verdict)
-    result = _Result(holders, with_likely_leaks(audited, holders.buffers.ops))
+    result = _Result(holders, audited)
     count_audit_gaps(ctx, index, audited, "dma-bufs")
     yield from _leaks(ctx, index, result)
     yield from _unknown_holders(ctx, result)
@@ -199,8 +200,7 @@ def _count_slab_gaps(ctx: Context, index: SlabIndex) -> None:
 def _still_there(prog: Program, holders: DmaBufHolders, result: Audit) -> npt.NDArray[np.int8]:
     """On a live target, the verdicts without those of dma-bufs that changed meanwhile."""
     verdict = result.verdict.copy()
-    wrong = [Verdict.LEAKED, Verdict.LIKELY_LEAKED, Verdict.DANGLING]
-    accused = np.flatnonzero(np.isin(verdict, wrong))
+    accused = np.flatnonzero(np.isin(verdict, [Verdict.LEAKED, Verdict.DANGLING]))
     counts, read = file_counts(prog, holders.buffers.file[accused].tolist())
     same = read & (counts == holders.buffers.refcount[accused])
     verdict[accused[~same]] = Verdict.IN_USE
@@ -220,10 +220,10 @@ def _exporters(prog: Program, buffers: DmaBufs) -> Tuple[List[Maybe[str]], npt.N
 
 
 def _groups(
-    ctx: Context, result: _Result, *verdicts: Verdict
+    ctx: Context, result: _Result, verdict: Verdict
 ) -> Iterator[Tuple[str, int, npt.NDArray[np.int64]]]:
-    """Exporter, cache and positions of the dma-bufs with these verdicts, alike ones together."""
-    chosen = result.with_verdict(*verdicts)
+    """Exporter, cache and positions of the dma-bufs with a verdict, alike ones together."""
+    chosen = result.with_verdict(verdict)
     names, which = _exporters(ctx.prog, result.holders.buffers)
     keys = np.stack([which[chosen], result.holders.cache[chosen]])
     pairs, group = np.unique(keys, axis=1, return_inverse=True)
@@ -237,11 +237,11 @@ def _groups(
 
 def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
     buffers = result.holders.buffers
-    for exporter, cache, group in _groups(ctx, result, Verdict.LEAKED, Verdict.LIKELY_LEAKED):
+    for exporter, cache, group in _groups(ctx, result, Verdict.LEAKED):
         references = result.audit.left[group]
         only_leaked = buffers.refcount[group] == references
-        proven = references[np.isin(group, result.with_verdict(Verdict.LEAKED))]
-        proof = Proof.of(result.audit, int(references.sum()), int(proven.sum()))
+        total = int(references.sum())
+        proof = Proof.of(result.audit, total, total)
         addresses = buffers.address[group]
         allocators = Allocators.of(ctx, index, addresses, cache, _WRAPPERS)
         yield from allocators.stacks
@@ -258,7 +258,7 @@ def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
             message=message + proof.message,
             subject=Ref(_TYPE, exporter, int(addresses[0])),
             evidence=(
-                Evidence("references_leaked", Kind.COUNT, int(references.sum())),
+                Evidence("references_leaked", Kind.COUNT, total),
                 Evidence("objects", Kind.COUNT, len(group)),
                 Evidence("objects_only_leaked", Kind.COUNT, int(only_leaked.sum())),
                 Evidence("size_bytes", Kind.BYTES, int(buffers.size[group][only_leaked].sum())),
