@@ -220,3 +220,16 @@ def test_the_function_behind_the_allocator_is_named(
     prog: Program, stack: Sequence[int], function: Optional[str]
 ) -> None:
     assert function_behind_allocator(prog, stack) == function
+
+
+def test_a_function_is_looked_up_once(prog: Program) -> None:
+    lookups: List[int] = []
+
+    def count(p: Program, name: Optional[str], address: Optional[int], one: bool) -> List[Symbol]:
+        lookups.append(address or 0)
+        return []
+
+    prog.register_symbol_finder("count", count, enable_index=0)
+    for stack in ([0x1010, 0x1310], [0x1020, 0x1320], [0x1300], [0x9000], [0x9000, 0x1330]):
+        function_behind_allocator(prog, stack)
+    assert lookups == [0x100F, 0x130F, 0x12FF, 0x8FFF]

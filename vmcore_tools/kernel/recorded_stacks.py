@@ -7,13 +7,15 @@ A million records have a few hundred stacks: each one is looked up once.
 
 from __future__ import annotations
 
+import bisect
 import re
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object, Program, reinterpret
 
+_CACHE_KEY = "vmcore_tools.kernel.recorded_stacks.functions"
 #: CONFIG_STACKDEPOT_MAX_FRAMES cannot be set higher.
 _FRAMES_MAX = 256
 #: lib/stackdepot.c: the same since v4.6, as STACK_ALLOC_ALIGN at first.
@@ -39,15 +41,43 @@ def function_behind_allocator(prog: Program, stack: Sequence[int]) -> Optional[s
     :param stack: return addresses, the innermost first
     :return: None if no function is known but the allocator's own
     """
+    functions: _Functions = prog.cache.setdefault(_CACHE_KEY, _Functions(prog))
     for address in stack:
-        try:
-            # A return address can be behind the function's last byte.
-            name: str = prog.symbol(address - 1).name.partition(".")[0]
-        except LookupError:
-            continue
-        if not _ALLOCATOR.fullmatch(name):
+        # A return address can be behind the function's last byte.
+        name = functions.name(address - 1)
+        if name is not None and not _ALLOCATOR.fullmatch(name):
             return name
     return None
+
+
+class _Functions:
+    """The functions at addresses, each looked up once: drgn takes a millisecond or more."""
+
+    def __init__(self, prog: Program) -> None:
+        self._prog = prog
+        self._starts: List[int] = []
+        self._found: Dict[int, Tuple[int, str]] = {}
+        self._unknown: Set[int] = set()
+
+    def name(self, address: int) -> Optional[str]:
+        """Without the compiler's suffix (``foo.isra.0``)."""
+        at = bisect.bisect_right(self._starts, address) - 1
+        if at >= 0:
+            end, name = self._found[self._starts[at]]
+            if address < end:
+                return name
+        if address in self._unknown:
+            return None
+        try:
+            symbol = self._prog.symbol(address)
+        except LookupError:
+            self._unknown.add(address)
+            return None
+        name = str(symbol.name).partition(".")[0]
+        if symbol.address not in self._found:
+            bisect.insort(self._starts, symbol.address)
+        self._found[symbol.address] = (symbol.address + symbol.size, name)
+        return name
 
 
 class RecordedStacks:
