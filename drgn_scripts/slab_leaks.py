@@ -35,10 +35,12 @@ import numpy.typing as npt
 from drgn import ProgramFlags
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Option, Requires
+from vmcore_tools.audit_findings import kmemleak_evidence
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.object_types import Certainty, ObjectType, is_kmalloc, object_types
 from vmcore_tools.kernel.reachability import Unreachable, unreachable_objects
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
+from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import has_tracks, object_tracks
 from vmcore_tools.model import (
@@ -64,6 +66,8 @@ _OBJECTS_MIN = 10
 _STACKS_WHOLE = 10
 #: Stacks of a finding, those with most memory first.
 _STACKS_SHOWN = 3
+#: Tasks that a finding names, the most frequent first.
+_COMMS_SHOWN = 4
 #: Example addresses in a finding.
 _EXAMPLES_SHOWN = 4
 _ALL = "all"
@@ -90,7 +94,11 @@ objects of the type are in use: so pointers to them are stored as such. Else it
 is `suspected`: the driver may have given the address to a device, or stored it
 in another form, or what points at them is not in the dump. It is never
 `proven`. Fewer than 10 objects of a type are no finding, but have their rows:
-kernels lose some at boot.""",
+kernels lose some at boot.
+
+Where the kernel has kmemleak, `objects_kmemleak_reports` tells how many of them
+it would report as well: it leaves out what is younger than its last scan, and
+what a word leads to that stands in a dead part of a stack.""",
 )
 
 
@@ -344,7 +352,8 @@ class _Leaks:
         if not used:
             unread += ("pointers that are stored in another form",)
         caches = sorted({group.cache for group in groups})
-        message = "{objects} objects ({type}, {size_bytes}) are allocated"
+        message = "{objects} objects ({type}, {size_bytes}) are allocated,"
+        message += " and nothing reachable points at them"
         evidence = [
             Evidence("objects", Kind.COUNT, len(members)),
             Evidence("type", Kind.TEXT, name),
@@ -358,12 +367,12 @@ class _Leaks:
             Evidence("same_type_in_use", Kind.COUNT, used),
         ]
         if function:
-            message += " by {allocated_by}"
-            pids = np.unique(self._pid[members][self._pid[members] >= 0]).tolist()
+            message += "; {allocating_comms} allocated them in {allocating_function}"
             evidence += [
-                Evidence("allocated_by", Kind.TEXT, function),
-                Evidence("allocating_pids", Kind.PID, tuple(pids[:_EXAMPLES_SHOWN])),
+                Evidence("allocating_function", Kind.TEXT, function),
+                Evidence("allocating_comms", Kind.SENSITIVE, self._comms(members)),
             ]
+        evidence += kmemleak_evidence(self._index, self._found.address[members])
         evidence.append(
             Evidence(
                 "examples",
@@ -374,7 +383,7 @@ class _Leaks:
         return Finding(
             rule=UNREACHABLE,
             confidence=Confidence.SUSPECTED if unread else Confidence.LIKELY,
-            message=message + ", and nothing reachable points at them.",
+            message=message + ".",
             subject=Ref("slab objects", name, name_kind=Kind.TEXT),
             evidence=tuple(evidence),
             signature_key=("unreachable", name, function),
@@ -388,6 +397,14 @@ class _Leaks:
             ),
             unread=unread,
         )
+
+    def _comms(self, members: Ints) -> Tuple[str, ...]:
+        """Who allocated objects: the most frequent ones."""
+        members = members[self._pid[members] >= 0]
+        living, ended = RecordedTasks(self._ctx.prog).comms(self._pid[members], self._age[members])
+        comms = [comm for comm, _ in living.most_common(_COMMS_SHOWN)]
+        comms += [f"PID {pid}, which has ended" for pid, _ in ended.most_common(_COMMS_SHOWN)]
+        return tuple(sorted(comms))
 
     def _object_type(self, cache: int, number: int) -> ObjectType:
         named = self._types.cache_types.get(cache)

@@ -101,6 +101,28 @@ def test_the_stack_that_allocated_them_is_told(demo_dump: ShippedDump) -> None:
     assert {r.pid for r in rows(result, UnreachableObject)} == {demo_dump.truth["leak"]["pid"]}
     (finding,) = result.findings
     assert finding.stacks == (row.stack,)
+    evidence = {item.name: item.value for item in finding.evidence}
+    assert evidence["allocating_comms"] == (demo_dump.truth["leak"]["comm"],)
+    assert evidence["allocating_function"] == row.allocated_by
+
+
+def test_only_the_caches_that_are_named_are_judged(demo_dump: ShippedDump) -> None:
+    def searched(*names: str) -> Tuple[Any, AnalysisResult]:
+        (result,) = runner.run(
+            demo_dump.target,
+            (slab_leaks.ANALYSIS,),
+            {"slab-leaks": {"caches": names}},
+            limit=None,
+            progress=lambda items, _what, _total: items,
+        ).analyses
+        return rows(result, Searched)[0], result
+
+    cache = demo_dump.truth["leak"]["cache"]
+    found, result = searched(cache)
+    assert (found.caches, found.unreachable_objects) == (1, len(only_leaked(demo_dump)))
+    found, result = searched("kmalloc-64", "no-such-cache")
+    assert (found.caches, found.unreachable_objects, result.findings) == (1, 0, ())
+    assert [gap.reason for gap in result.gaps] == ["there is none with the name no-such-cache"]
 
 
 def test_without_tracks_the_row_says_so(shipped: ShippedDump) -> None:
