@@ -57,8 +57,8 @@ from vmcore_tools.model import (
 
 #: Findings, one for each stack; what takes most memory comes first.
 _FINDINGS_DEFAULT = 20
-#: Stacks that the rows show; the others are counted.
-_STACKS_MAX = 1000
+#: Stacks that are shown whole; drgn takes milliseconds for each frame.
+_STACKS_DEFAULT = 50
 _NAMES_SHOWN = 4
 _EXAMPLES_SHOWN = 4
 _NO_STACK = "kmemleak has recorded none, or the stack depot does not have it"
@@ -170,7 +170,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
         reported_bytes=int(reported.records["size"].sum()),
         objects_younger=younger,
     )
-    stacks = _shown_stacks(ctx.prog, reported)
+    stacks = _shown_stacks(ctx, reported)
     yield from stacks.values()
     yield from _findings(ctx, index, state, reported, stacks)
     yield from _by_stack(reported, stacks)
@@ -260,18 +260,19 @@ def _largest_first(reported: _Reported, groups: List[Ints]) -> List[Ints]:
     return sorted((np.sort(members) for members in groups), key=key)
 
 
-def _shown_stacks(prog: Program, reported: _Reported) -> Dict[int, Stack]:
+def _shown_stacks(ctx: Context, reported: _Reported) -> Dict[int, Stack]:
     """By position, the stacks of what takes most memory."""
     groups = _largest_first(reported, _groups(reported.stack))
-    positions = [int(reported.stack[members[0]]) for members in groups[:_STACKS_MAX]]
-    return {i: stack_of_addresses(prog, reported.stacks[i]) for i in positions if i >= 0}
+    shown = max(ctx.options["stacks"], ctx.options["findings"])
+    positions = [int(reported.stack[members[0]]) for members in groups[:shown]]
+    return {i: stack_of_addresses(ctx.prog, reported.stacks[i]) for i in positions if i >= 0}
 
 
 def _stack_id(stacks: Dict[int, Stack], position: int) -> Maybe[str]:
     if position < 0:
         return Absent(_NO_STACK)
     if position not in stacks:
-        return Absent(f"only the first {_STACKS_MAX} stacks are shown")
+        return Absent("only for what takes most memory; more with --stacks")
     return stacks[position].id
 
 
@@ -407,6 +408,13 @@ ANALYSIS = Analysis(
             f"make findings of so many stacks (default: {_FINDINGS_DEFAULT}); all are in the table",
             int,
             default=_FINDINGS_DEFAULT,
+            metavar="N",
+        ),
+        Option(
+            "stacks",
+            f"show so many stacks whole (default: {_STACKS_DEFAULT})",
+            int,
+            default=_STACKS_DEFAULT,
             metavar="N",
         ),
     ),

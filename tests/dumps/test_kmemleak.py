@@ -31,7 +31,7 @@ from vmcore_tools.kernel.kmemleak import (
 )
 from vmcore_tools.kernel.page import direct_map_offset
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
-from vmcore_tools.model import Confidence, Report, Status
+from vmcore_tools.model import Absent, Confidence, Report, Status
 
 TICKS_A_SECOND = 250  # CONFIG_HZ of the lab's kernel
 SECOND = 1_000_000_000
@@ -394,6 +394,15 @@ def test_only_so_many_stacks_become_findings(copy: Copy) -> None:
     assert len(result.findings) == 1
     assert [(gap.count, gap.material) for gap in result.gaps] == [(1, False)]
     assert sum(t.total for t in result.tables if t.row_type is UnreferencedByStack) == 3
+
+
+def test_only_so_many_stacks_are_shown_whole(copy: Copy) -> None:
+    copy.link(leak(copy))
+    report = copy.report(findings=1, stacks=1)
+    shown = {row.function: row.stack for row in rows(report, UnreferencedByStack)}
+    assert isinstance(shown["virtio_gpu_fence_alloc"], str)
+    assert shown["drm_ioctl"] == Absent("only for what takes most memory; more with --stacks")
+    assert len(report.stacks) == 1
 
 
 def test_a_comm_is_shown_as_it_is(copy: Copy) -> None:
