@@ -27,7 +27,7 @@ import dataclasses
 import re
 from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from drgn import FaultError, Object, Program, StackTrace
+from drgn import FaultError, Object, Program, ProgramFlags, StackTrace
 from drgn.helpers import ValidationError
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
@@ -53,7 +53,6 @@ from vmcore_tools.kernel.task import (
 from vmcore_tools.kernel.wait_chain import (
     CPU,
     HELD_BY,
-    OBJECT,
     POOL,
     READ_BY,
     RUN_BY,
@@ -104,8 +103,11 @@ DEADLOCK = Rule(
     id="VT310",
     slug="deadlock",
     severity=Severity.CRITICAL,
-    summary="Tasks wait for each other in a circle: none of them can go on.",
-    remedy="Two paths take the same locks in different orders: their stacks show where.",
+    summary="Tasks wait for each other in a circle, or one for itself: none of them can go on.",
+    remedy=(
+        "Look in their stacks for paths that take the same locks in different orders, or wait "
+        "for a work while they hold a lock that it needs."
+    ),
     page="""\
 Each task of the circle is on the list of waiters of a lock, or waits for a
 work, that the next one has. It is `proven` where the kernel's structures name
@@ -123,10 +125,10 @@ CPU_MONOPOLISED = Rule(
     ),
     page="""\
 `held_ns` is how long somebody has certainly waited for the CPU: from
-sched_info, or from a pool of per-CPU works whose only woken worker has not run
-since its first work was queued. Without either (CONFIG_SCHED_INFO and
-CONFIG_WQ_WATCHDOG are off) there is only `at_most_ns`, the time since any task
-on the queue last ran, and the finding is `likely`.""",
+sched_info, or from a pool of per-CPU works whose woken worker has not run since
+the first work was queued. Without either (CONFIG_SCHED_INFO is off, and no work
+is pending) there is only `at_most_ns`, the time since any task on the queue
+last ran, and the finding is `suspected`.""",
 )
 WORK_STUCK = Rule(
     id="VT312",
@@ -212,6 +214,8 @@ class _Analyzer:
                 continue
             for id in finding.stacks:
                 yield self._shown[id]
+            if self._prog.flags & ProgramFlags.IS_LIVE:
+                finding = _of_live_target(finding)
             yield finding
             for key in (*root.nodes, *root.victims):
                 causes.setdefault(key, finding)
@@ -309,6 +313,7 @@ class _Analyzer:
             most = None if any(task.wait_ns is not None for task in queue.queued) else most
             if least < self._cpu_threshold_ns:
                 return None
+        # As far as is known: it cannot have run longer than all its life.
         elif min(most or 0, queue.current.se.sum_exec_runtime.value_()) < self._cpu_threshold_ns:
             return None
         for waiting in queue.queued:
@@ -326,10 +331,10 @@ class _Analyzer:
                 yield (key,)
             elif node.kind == TASK:
                 seen.add(key)
-            elif node.kind == OBJECT:
+            else:
                 # Nobody is known to end that wait: who waits for it is to blame.
                 seen.update(edge.source for edge in self._graph.edges_to(key))
-        for key in seen:
+        for key in sorted(seen):
             if self._chains.nodes[key].kind == TASK and self._graph.edges_to(key):
                 yield (key,)
 
@@ -367,19 +372,23 @@ class _Analyzer:
         if signals and confidence is Confidence.PROVEN:
             confidence = Confidence.LIKELY
         first = self._chains.nodes[tasks[0]]
+        message = "{tasks} tasks wait for each other: {comms} (PID {pids}), for {objects} in turn"
+        if len(tasks) == 1:
+            message = "{comms} (PID {pids}) waits for itself, by {objects}"
+        if root.victims:
+            message += "; {victims} more wait behind, the longest for {wait_ns}"
+        else:
+            message += ", the longest for {wait_ns}" if len(tasks) > 1 else ", for {wait_ns}"
         return Finding(
             rule=DEADLOCK,
             confidence=confidence,
-            message=(
-                "{tasks} tasks wait for each other: {comms} (PID {pids}), for {objects} in turn; "
-                "{victims} more wait behind them, the longest for {wait_ns}."
-            ),
+            message=message + ".",
             subject=self._ref(first),
             evidence=(
                 Evidence("tasks", Kind.COUNT, len(tasks)),
                 Evidence("comms", Kind.SENSITIVE, self._comms(tasks[:_TASKS_NAMED])),
                 Evidence("pids", Kind.PID, self._pids(tasks[:_TASKS_NAMED])),
-                Evidence("objects", Kind.TEXT, self._names(objects[:_TASKS_NAMED])),
+                Evidence("objects", Kind.UNTRUSTED, self._names(objects[:_TASKS_NAMED])),
                 Evidence("addresses", Kind.ADDRESS, self._addresses(objects[:_TASKS_NAMED])),
                 *self._victims(root),
             ),
@@ -395,7 +404,6 @@ class _Analyzer:
         queue = held.queue
         task = queue.current
         certain = held.at_least_ns is not None
-        duration = held.at_least_ns if certain else held.at_most_ns
         message = (
             "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
             + ("for {held_ns}" if certain else "for at most {at_most_ns}")
@@ -420,13 +428,14 @@ class _Analyzer:
         kind = "real-time" if is_realtime(task) else "fair"
         return Finding(
             rule=CPU_MONOPOLISED,
-            confidence=Confidence.PROVEN if certain and duration else Confidence.LIKELY,
+            confidence=Confidence.PROVEN if certain else Confidence.SUSPECTED,
             message=message + ".",
             subject=self._task_ref(task),
             evidence=tuple(evidence),
             signature_key=("cpu-monopolised", kind, *self._callers(root.victims[:1])),
             related=self._related(root),
             stacks=self._stack_ids(root.victims),
+            unread=() if certain else ("when they were woken, and when the CPU was last idle",),
             graph=self._drawn(root),
         )
 
@@ -462,7 +471,7 @@ class _Analyzer:
             rule=WORK_STUCK,
             confidence=self._confidence(edges),
             message=(
-                "The work {work} does not end: {comm} ({pid}), which runs it, {doing}; {victims} "
+                "The work {work} has not ended: {comm} ({pid}), which runs it, {doing}; {victims} "
                 "tasks wait for it, first of them {victim} ({victim_pid}) for {wait_ns}."
             ),
             subject=self._ref(self._chains.nodes[work]),
@@ -562,7 +571,12 @@ class _Analyzer:
         return tuple(int(self._chains.nodes[key].object.pid.value_()) for key in keys)
 
     def _names(self, keys: Iterable[str]) -> Tuple[str, ...]:
-        return tuple(self._name(self._chains.nodes[key]) for key in keys)
+        """What objects are, and what they are called."""
+        names = []
+        for key in keys:
+            ref = self._ref(self._chains.nodes[key])
+            names.append(f"{ref.type} {ref.name}" if ref.name else ref.type)
+        return tuple(names)
 
     def _addresses(self, keys: Iterable[str]) -> Tuple[int, ...]:
         return tuple(int(self._chains.nodes[key].object.value_()) for key in keys)
@@ -711,6 +725,15 @@ def pool_name(pool: Object) -> str:
     cpu = pool_cpu(pool)
     of = "unbound" if cpu is None else f"CPU {cpu}"
     return f"{of}, high priority" if pool_highpri(pool) else of
+
+
+def _of_live_target(finding: Finding) -> Finding:
+    """A finding whose parts were not read at one moment."""
+    return dataclasses.replace(
+        finding,
+        confidence=Confidence.SUSPECTED,
+        unread=(*finding.unread, "what the kernel changed while it was read"),
+    )
 
 
 def _soft_lockup_ns(prog: Program) -> int:

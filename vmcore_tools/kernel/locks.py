@@ -17,6 +17,7 @@ from drgn.helpers.linux.locking import RwsemLocked, mutex_owner, rwsem_locked, r
 # kernel/locking/mutex.h, rwsem.c and rtmutex_common.h: macros, which debug
 # info does not have. The first is from v4.10, the second from v5.3.
 _MUTEX_FLAG_WAITERS = 1
+_MUTEX_FLAG_PICKUP = 4
 _RWSEM_FLAG_WAITERS = 2
 _RWSEM_READER_OWNED = 1
 _RT_MUTEX_HAS_WAITERS = 1
@@ -54,7 +55,10 @@ def mutex_holder(mutex: Object) -> Optional[Holder]:
     The task that has a mutex.
 
     :param mutex: ``struct mutex *``
+    :return: None also while it is handed over to a waiter that has not run yet
     """
+    if mutex.owner.counter.value_() & _MUTEX_FLAG_PICKUP:
+        return None
     owner = mutex_owner(mutex)
     return Holder(owner, True) if owner else None
 

@@ -35,6 +35,7 @@ from vmcore_tools.kernel.workqueue import (
     for_each_flushed_pwq,
     for_each_inactive_work,
     for_each_pending_work,
+    for_each_scheduled_work,
     for_each_worker,
     is_mayday,
     pool_is_bh,
@@ -278,17 +279,18 @@ class WaitChains:
                 self.graph.add_edge(edge)
             return
         for worker in for_each_worker(pool):
-            if worker.current_work != work and self._is_scheduled(worker, work):
+            if self._is_scheduled(worker, work):
                 yield Edge(node.key, self._task(worker.task), "is next of")
                 return
+        worker = find_worker_executing(pool, work)
+        if worker:
+            # It was queued again while it runs: both must end.
+            yield Edge(node.key, self._task(worker.task), RUN_BY)
         yield Edge(node.key, self._pool(pool), PENDING_IN)
 
     @staticmethod
     def _is_scheduled(worker: Object, work: Object) -> bool:
-        if list_empty(worker.scheduled.address_of_()):
-            return False
-        node = work.entry.address_of_()
-        return bool(worker.scheduled.next == node)
+        return any(scheduled == work for scheduled in for_each_scheduled_work(worker))
 
     def _active(self, key: str, pwq: Object) -> Iterator[Edge]:
         """Who must act so that an active work of a pool_workqueue ends."""
