@@ -10,6 +10,9 @@ Here `allocated` is what is really in use:
     active = allocated + free on CPUs + free on CPU partial lists
              + free elsewhere (in sheaves) + unread
 
+SLUB merges caches of the same size: `merged_caches` were merged into this one,
+and `merged_names` has their names, from /sys/kernel/slab.
+
 KFENCE keeps a few objects in a pool of its own, a page for each: `in_kfence`
 has those that are allocated, which no other number counts.
 
@@ -33,7 +36,7 @@ found, unless they are free and the free pointer was hit.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +46,7 @@ from drgn.helpers.linux.mm import virt_to_page
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
 from vmcore_tools.kernel.slab import SlabCache, SlabFault, SlabIndex, SlabProblem, slab_index
+from vmcore_tools.kernel.slab_aliases import merged_names, names_of
 from vmcore_tools.kernel.slab_poison import Overwritten, Part, overwritten
 from vmcore_tools.kernel.slab_usage import SlabUsage, is_reclaimable, slab_usage
 from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
@@ -153,6 +157,7 @@ class Slabs:
     total_bytes: int = column(Kind.BYTES)
     reclaimable: bool = column(Kind.TEXT)
     merged_caches: int = column(Kind.COUNT)
+    merged_names: Maybe[str] = column(Kind.UNTRUSTED)
     address: int = column(Kind.ADDRESS)
 
 
@@ -173,12 +178,18 @@ def analyze(ctx: Context) -> Iterator[Any]:
     _count_gaps(ctx, index, usage)
     yield from _findings(ctx.prog, index, usage)
     yield from _overwritten_findings(ctx, index)
-    rows = [_row(index, usage, number) for number in range(len(index.caches))]
+    merged = merged_names(ctx.prog)
+    rows = [_row(index, usage, merged, number) for number in range(len(index.caches))]
     yield from sorted(rows, key=_ORDERS[ctx.options["sort"]])
     yield from _slab_memory(ctx, rows)
 
 
-def _row(index: SlabIndex, usage: SlabUsage, number: int) -> Slabs:
+def _row(
+    index: SlabIndex,
+    usage: SlabUsage,
+    merged: Optional[Dict[int, Tuple[str, ...]]],
+    number: int,
+) -> Slabs:
     cache = index.caches[number]
     objects = int(usage.objects[number])
     order_objects = max(cache.orders)
@@ -206,8 +217,18 @@ def _row(index: SlabIndex, usage: SlabUsage, number: int) -> Slabs:
         total_bytes=int(usage.size_bytes[number]),
         reclaimable=is_reclaimable(cache),
         merged_caches=max(0, cache.cache.refcount.value_() - 1),
+        merged_names=_merged_names(cache, merged),
         address=cache.cache.value_(),
     )
+
+
+def _merged_names(cache: SlabCache, merged: Optional[Dict[int, Tuple[str, ...]]]) -> Maybe[str]:
+    if merged is None or not hasattr(cache.cache, "kobj"):
+        return Absent("the kernel keeps no names, or they are not in the dump")
+    try:
+        return ", ".join(names_of(cache, merged))
+    except FaultError:
+        return Absent("they are not in the dump")
 
 
 #: --sort to what the rows are sorted by.

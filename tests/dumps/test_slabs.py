@@ -19,8 +19,9 @@ from drgn_scripts.slabs import ANALYSIS, SlabMemory, Slabs
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import target
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
+from vmcore_tools.kernel.slab_aliases import merged_names
 from vmcore_tools.kernel.slab_poison import Overwritten, Part
-from vmcore_tools.model import AnalysisResult, Confidence, Kind, Status
+from vmcore_tools.model import Absent, AnalysisResult, Confidence, Kind, Status
 from vmcore_tools.runner import run
 from vmcore_tools.target import Target
 
@@ -112,6 +113,34 @@ def test_sums_equal_the_kernels_own_counters(shipped: ShippedDump) -> None:
 def test_sort(demo_dump: ShippedDump, order: str, key: Callable[[Slabs], Any]) -> None:
     keys = [key(row) for row in analyze(demo_dump.target, sort=order).tables[0].rows]
     assert keys == sorted(keys)
+
+
+def test_the_names_of_merged_caches(shipped: ShippedDump, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The lab's kernel merges none: SLAB_MERGE_DEFAULT is off.
+    found = {name: (r.merged_caches, r.merged_names) for name, r in rows(analysis(shipped)).items()}
+    assert set(found.values()) == {(0, "")}
+    index = slab_index(shipped.target.prog, shipped.target.memory)
+    links = {
+        cache.cache.kobj.sd.value_(): (cache.name, "one", "other")
+        for cache in index.caches
+        if cache.name == "kmalloc-128"
+    }
+    monkeypatch.setattr(slabs, "merged_names", lambda prog: links)
+    found_names = {name: row.merged_names for name, row in rows(analyze(shipped.target)).items()}
+    assert found_names.pop("kmalloc-128") == "one, other"
+    assert set(found_names.values()) == {""}
+    monkeypatch.setattr(slabs, "merged_names", lambda prog: None)
+    assert all(
+        isinstance(row.merged_names, Absent) for row in rows(analyze(shipped.target)).values()
+    )
+
+
+def test_sysfs_has_a_link_for_each_cache_that_can_be_merged(shipped: ShippedDump) -> None:
+    merged = merged_names(shipped.target.prog)
+    assert merged is not None
+    index = slab_index(shipped.target.prog, shipped.target.memory)
+    known = {cache.name for cache in index.caches}
+    assert {name for names in merged.values() for name in names} <= known
 
 
 # --- damage --------------------------------------------------------------------
