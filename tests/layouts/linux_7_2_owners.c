@@ -150,6 +150,56 @@ struct kmemleak_object {
 };
 struct kmemleak_object keep_kmemleak_object;
 
+/* include/linux/page_ext.h; pgalloc_tag and others use the space behind. */
+
+struct page_ext_operations {
+	size_t offset;
+	size_t size;
+	bool (*need)(void);
+	void (*init)(void);
+	bool need_shared_flags;
+};
+
+enum page_ext_flags {
+	PAGE_EXT_OWNER,
+	PAGE_EXT_OWNER_ALLOCATED,
+};
+enum page_ext_flags keep_page_ext_flags;
+
+struct static_key {
+	atomic_t enabled;
+};
+
+struct static_key_false {
+	struct static_key key;
+};
+
+/* mm/page_owner.c */
+
+struct page_owner {
+	unsigned short order;
+	short last_migrate_reason;
+	gfp_t gfp_mask;
+	depot_stack_handle_t handle;
+	depot_stack_handle_t free_handle;
+	u64 ts_nsec;
+	u64 free_ts_nsec;
+	char comm[16];
+	pid_t pid;
+	pid_t tgid;
+	pid_t free_pid;
+	pid_t free_tgid;
+};
+struct page_owner keep_page_owner;
+
+#line 1 "mm/page_owner.c"
+struct static_key_false page_owner_inited;
+struct page_ext_operations page_owner_ops;
+unsigned long page_ext_size;
+depot_stack_handle_t dummy_handle;
+depot_stack_handle_t failure_handle;
+depot_stack_handle_t early_handle;
+
 #line 1 "mm/kfence/core.c"
 char *__kfence_pool;
 struct kfence_metadata *kfence_metadata;

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence
+from typing import Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import pytest
-from drgn import offsetof, sizeof
+from drgn import Program, offsetof, sizeof
 
 from tests.layouts.machine import DIRECT_MAP, PAGE, Machine, Value
 from tests.layouts.slabs import Slabs
 from tests.layouts.test_slabs_7_2 import NOTE
-from vmcore_tools.kernel import slub_tracks
+from vmcore_tools.kernel import page_owner, slub_tracks
 from vmcore_tools.kernel.kmemleak import (
     OBJECT_PERCPU,
     OBJECT_PHYS,
@@ -21,6 +21,7 @@ from vmcore_tools.kernel.kmemleak import (
     kmemleak_reported,
     object_stacks,
 )
+from vmcore_tools.kernel.page_owner import has_page_owner, page_owners
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
 
@@ -210,3 +211,41 @@ def test_kmemleak_with_handles(machine: Machine) -> None:
         "0xffff888000311000",
         "0xffff888000313000",
     ]
+
+
+def test_page_owner_has_the_task(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    depot = Depot(machine)
+    alloc, early = depot.save(ALLOC), depot.save(OTHER)
+    type_ = machine.prog.type("struct page_owner")
+    # Behind the flags, and in front of what others keep of a page.
+    offset, size = 8, 8 + sizeof(type_) + 24
+    ops = machine.variable("page_owner_ops")
+    machine.put("struct page_ext_operations", ops, {"offset": offset, "size": sizeof(type_)})
+    machine.set_variable("page_ext_size", size)
+    machine.set_variable("early_handle", early)
+    assert not has_page_owner(machine.prog)
+    machine.set_variable("page_owner_inited", 1)
+    assert has_page_owner(machine.prog)
+    first, array = 500, machine.alloc(100 * size)
+
+    def arrays(prog: Program, pfns: np.ndarray) -> Iterator[Tuple[np.ndarray, int, int]]:
+        yield (pfns >= first) & (pfns < first + 100), np.uint64(array), np.uint64(first)
+
+    monkeypatch.setattr(page_owner, "_arrays", arrays)
+    flags = 1 << machine.prog.constant("PAGE_EXT_OWNER_ALLOCATED").value_()
+    for pfn, members in (
+        (500, {"order": 3, "handle": alloc, "pid": 412, "comm": b"Xorg"}),
+        (540, {"order": 1, "handle": early, "pid": 0, "comm": b"swapper"}),
+    ):
+        at = array + (pfn - first) * size
+        machine.words(at, [flags])
+        machine.put("struct page_owner", at + offset, members)
+
+    owners = page_owners(machine.prog, machine.memory, np.array([500, 540, 541, 7], np.uint64))
+
+    assert owners.read.tolist() == [True, True, False, False]
+    assert owners.order[:2].tolist() == [3, 1]
+    assert owners.pid[:2].tolist() == [412, 0]
+    assert owners.comm[:2].tolist() == [b"Xorg", b"swapper"]
+    assert owners.stack.tolist() == [0, -1, -1, -1]
+    assert owners.stacks == (ALLOC,)
