@@ -123,7 +123,8 @@ def object_tracks(
         records[places] = np.concatenate([part for _, part in parts])
     age_ns = _ages(prog, records["when"], records["read"])
     row = index.find(objects)
-    for i in np.flatnonzero((row >= 0) & index.in_kfence[row] & ~records["read"]).tolist():
+    bare = np.flatnonzero((row >= 0) & ~records["read"])
+    for i in bare[index.in_kfence[row[bare]]].tolist():
         with contextlib.suppress(FaultError, LookupError):
             records[i], age_ns[i] = _kfence_record(prog, int(objects[i]), item, stacks)
     return Tracks(
