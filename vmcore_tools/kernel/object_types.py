@@ -238,21 +238,10 @@ class _Typing:
 
     def _resolve_tables(self) -> None:
         """Name objects by their best anchor."""
-        keys = np.stack(
-            (
-                self._cache[self._anchor_at].astype(np.uint64),
-                self._anchor_offset.astype(np.uint64),
-                self._anchor_value,
-            )
-        )
-        unique, inverse = np.unique(keys, axis=1, return_inverse=True)
-        inverse = inverse.reshape(-1)
         used = self._used[self._anchor_at]
-        number = np.zeros(len(inverse), dtype=np.int64)
-        rank = np.zeros(len(inverse), dtype=np.int64)
-        order = np.argsort(inverse, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
-        for (cache, offset, value), group in zip(unique.T.tolist(), groups):
+        number = np.zeros(len(used), dtype=np.int64)
+        rank = np.zeros(len(used), dtype=np.int64)
+        for cache, offset, value, group in self._anchor_groups():
             table = self._finder.table(value)
             if table is None:
                 continue
@@ -276,6 +265,17 @@ class _Typing:
         best = np.zeros(len(self._address), dtype=np.int64)
         best[self._anchor_at[order]] = number[order]
         self._number = np.where(self._number == 0, best, self._number)
+
+    def _anchor_groups(self) -> Iterator[Tuple[int, int, int, Ints]]:
+        """Caches, offsets and words of anchors in sorted order, and the anchors that have them."""
+        keys = (self._cache[self._anchor_at], self._anchor_offset, self._anchor_value)
+        order = np.lexsort(keys[::-1])
+        if not len(order):
+            return
+        differs = [key[order][1:] != key[order][:-1] for key in keys]
+        for group in np.split(order, np.flatnonzero(np.logical_or.reduce(differs)) + 1):
+            cache, offset, value = (int(key[group[0]]) for key in keys)
+            yield cache, offset, value, group
 
     def _named(self, table: OpsTable, offset: int, found: List[Structure]) -> Tuple[int, int]:
         """Number of the type, and its rank."""
