@@ -11,6 +11,7 @@ import pytest
 
 from tests.layouts.machine import DIRECT_MAP, PAGE, Machine
 from tests.layouts.slabs import Slabs, allocated, page_struct, set_up_sheaves, tail_info
+from vmcore_tools.kernel import slab_layout
 from vmcore_tools.kernel.page import PageClass, page_index, page_types
 from vmcore_tools.kernel.slab import ObjectState, SlabFault, SlabIndex, slab_index
 
@@ -104,6 +105,37 @@ def test_objects_in_sheaves_are_free(machine: Machine) -> None:
     assert words == {first[i] for i in (0, 1, 2, 10, 30, 31, 32, 33)} | {
         second[i] for i in aside_second
     }
+
+
+@pytest.mark.parametrize("callback", ["rcu_free_sheaf", "rcu_free_sheaf_nobarn"])
+def test_objects_in_a_sheaf_that_rcu_has_are_free(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, callback: str
+) -> None:
+    addresses = {"rcu_free_sheaf": 0xFFFFFFFF81123450, "rcu_free_sheaf_nobarn": 0xFFFFFFFF81123460}
+    monkeypatch.setattr(slab_layout, "_function", lambda prog, name: addresses[name])
+    slabs = Slabs(machine)
+    holders = slabs.cache(b"kmalloc-64", 64)
+    cache = slabs.cache(b"dentry", 192)
+    waiting = slabs.slab(holders)
+    objects = slabs.slab(cache)
+    set_up_sheaves(machine, cache, 4, [{"main": objects[:2]}, {}])
+    # Of one that was taken back, the kernel has cleared the callback; two are no sheaves.
+    for at, function, owner, size in (
+        (5, addresses[callback], cache.address, 3),
+        (6, 0, cache.address, 4),
+        (7, addresses[callback], waiting[0], 1),
+        (8, addresses[callback], cache.address, 5),
+    ):
+        entries = objects[4 * at - 16 : 4 * at - 12]
+        machine.words(waiting[at], [0, function, owner, size, *entries])
+
+    index = slab_index(machine.prog, machine.memory)
+
+    number = next(n for n, c in enumerate(index.caches) if c.name == "dentry")
+    assert allocated_of(index, number) == allocated(objects, {0, 1, 4, 5, 6})
+    arrays = index.free_object_arrays.tolist()
+    assert [waiting[5] + 32, waiting[5] + 64] in arrays
+    assert not {waiting[at] + 32 for at in (6, 7, 8)} & {start for start, _ in arrays}
 
 
 def test_a_damaged_list_of_sheaves_is_told(machine: Machine) -> None:

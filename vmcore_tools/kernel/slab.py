@@ -18,7 +18,7 @@ from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
@@ -31,6 +31,8 @@ from vmcore_tools.kernel.slab_layout import (
     SlabCache,
     free_object_arrays,
     objects_set_aside,
+    rcu_sheaf,
+    rcu_sheaf_words,
     read_slab_cache,
     slab_fields,
     uses_slab,
@@ -164,6 +166,7 @@ class SlabIndex:
         self._hardened_votes = HardenedVotes()
         self._cpu_freelists = self._read_cpu_freelists()
         self._set_aside = self._read_objects_set_aside()
+        self._rcu_sheaves = self._read_rcu_sheaves()
 
     def cache_number(self, cache: Object) -> Optional[int]:
         """
@@ -373,6 +376,45 @@ class SlabIndex:
                 )
         return found
 
+    def _read_rcu_sheaves(self) -> List[Tuple[int, int]]:
+        """
+        Set the objects aside that wait in full sheaves for a grace period.
+
+        Mirrors ``__kfree_rcu_sheaf()`` of mm/slub.c. A sheaf is in a kmalloc object.
+
+        :return: address ranges ``[start, end)`` of their arrays
+        """
+        words = rcu_sheaf_words(self.prog)
+        if not words:
+            return []
+        arrays = []
+        header = sizeof(self.prog.type("struct slab_sheaf"))
+        capacities = {cache.cache.sheaf_capacity.value_() for cache in self.caches} - {0}
+        sizes = {header + 8 * capacity for capacity in capacities}
+        for number, cache in enumerate(self.caches):
+            size = cache.object_size_bytes
+            if not cache.name.startswith("kmalloc") or not any(s <= size <= 2 * s for s in sizes):
+                continue
+            for callback, offset in words.items():
+                for address in self.objects_with_word(number, offset, callback).tolist():
+                    try:
+                        owner, array, objects = rcu_sheaf(self.prog, address)
+                    except FaultError as error:
+                        reason = f"a sheaf that waits for RCU cannot be read: {error}"
+                        self.problems.append(
+                            SlabProblem(address, cache.name, reason, SlabFault.UNREAD)
+                        )
+                        continue
+                    known = self.cache_number(owner)
+                    if known is None or not array[0] + 8 * len(objects) <= array[1] <= (
+                        address + size
+                    ):
+                        continue  # it is none
+                    aside = self._set_aside.get(known, np.zeros(0, dtype=np.uint64))
+                    self._set_aside[known] = np.union1d(aside, objects)
+                    arrays.append(array)
+        return arrays
+
     # Queries.
 
     @functools.cached_property
@@ -383,7 +425,7 @@ class SlabIndex:
 
         :return: uint64 array of shape (n, 2), sorted direct map addresses ``[start, end)``
         """
-        ranges: List[Tuple[int, int]] = []
+        ranges = list(self._rcu_sheaves)
         for cache in self.caches:
             # What cannot be read here could not be read before, and is counted.
             with contextlib.suppress(FaultError, ValidationError):

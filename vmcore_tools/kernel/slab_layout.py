@@ -188,6 +188,51 @@ def free_object_arrays(cache: Object) -> Iterator[Tuple[int, int]]:
             yield start, start + 8 * min(array.limit.value_(), _SET_ASIDE_MAX)
 
 
+def rcu_sheaf_words(prog: Program) -> Dict[int, int]:
+    """
+    What marks a sheaf that was given to call_rcu(), and is on no list of the allocator.
+
+    :return: address of the callback to its offset in ``struct slab_sheaf``; the
+        kernel clears it before it calls it
+    """
+    try:
+        type_ = prog.type("struct slab_sheaf")
+    except LookupError:
+        return {}
+    words = {}
+    # The kernel's headers define rcu_head as callback_head, members included.
+    head = "rcu_head" if type_.has_member("rcu_head") else "callback_head"
+    offset = offsetof(type_, head) + offsetof(type_.member(head).type, "func")
+    for name in ("rcu_free_sheaf", "rcu_free_sheaf_nobarn"):
+        address = _function(prog, name)
+        if address is not None:
+            words[address] = int(offset)
+    return words
+
+
+def rcu_sheaf(
+    prog: Program, address: int
+) -> Tuple[Object, Tuple[int, int], npt.NDArray[np.uint64]]:
+    """
+    A sheaf that waits for a grace period.
+
+    :return: its ``struct kmem_cache *``, where its array is, and the objects in it
+    :raises drgn.FaultError: if it, or its cache, is not in the dump
+    """
+    sheaf = Object(prog, "struct slab_sheaf *", value=address)
+    cache = sheaf.cache.read_()
+    start = sheaf.objects.address_of_().value_()
+    end = start + 8 * min(cache.sheaf_capacity.value_(), _SET_ASIDE_MAX)
+    return cache, (start, end), _pointers(sheaf.objects, sheaf.size)
+
+
+def _function(prog: Program, name: str) -> Optional[int]:
+    try:
+        return int(prog.symbol(name).address)
+    except LookupError:
+        return None
+
+
 def _pointers(array: Object, count: Object) -> npt.NDArray[np.uint64]:
     raw = array.prog_.read(array.address_, 8 * min(count.value_(), _SET_ASIDE_MAX))
     return np.frombuffer(raw, dtype=np.uint64)
