@@ -208,8 +208,11 @@ class _Analyzer:
         held = self._held_cpus()
         roots = self._graph.rank(self._candidates(held), self._waits)
         causes: Dict[str, Finding] = {}
+        asleep = set(self._asleep)
         for root in roots:
-            finding = self._finding(root, held)
+            # Those in uninterruptible sleep first: people ask for these.
+            victims = sorted(root.victims, key=lambda key: key not in asleep)
+            finding = self._finding(dataclasses.replace(root, victims=tuple(victims)), held)
             if finding is None:
                 continue
             for id in finding.stacks:
