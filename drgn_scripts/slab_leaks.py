@@ -22,7 +22,9 @@ device or a page table has, a physical address, a pointer to before or behind
 the object, one that is encoded or not aligned to 8 bytes. Objects whose pages
 or whose holders are not in the dump are the other cause; these gaps are
 counted. Registrations of sysctl tables that nothing points at are left out:
-they are in use. Allocations of two pages and more are no slab objects.
+they are in use; and what waits for kfree_rcu() to free it. Large allocations,
+of more than two pages, are no slab objects, and all of them are taken for
+reachable. Kernels that tag their pointers (KASAN on arm64) are not judged.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from drgn import ProgramFlags
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Option, Requires
 from vmcore_tools.audit_findings import kmemleak_evidence
 from vmcore_tools.frames import stack_of_addresses
+from vmcore_tools.kernel.kasan import tags_pointers
 from vmcore_tools.kernel.object_types import Certainty, ObjectType, is_kmalloc, object_types
 from vmcore_tools.kernel.reachability import Unreachable, unreachable_objects
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
@@ -142,6 +145,9 @@ class UnreachableObject:
 
 def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
+    if tags_pointers(ctx.prog):
+        ctx.coverage.gap("pointer", "KASAN has put tags into pointers, which are not understood")
+        return
     judged = _judged(ctx, index)
     found = unreachable_objects(index, judged, ctx.progress)
     unread = _count_gaps(ctx, index, found)

@@ -62,10 +62,10 @@ class FakeIndex:
 class Walk:
     """Objects of two caches, of which only the second one's are judged."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_metadata: bool = False) -> None:
         caches = (cache("named", 512, 512), cache("kmalloc-128", 192, 128, pad=64))
         self.index: Any = FakeIndex(caches, [(7, 1, 20), (3, 0, 8), (5, 1, 20)])
-        self.objects = _Objects(self.index, np.array([False, True]))
+        self.objects = _Objects(self.index, np.array([False, True]), with_metadata)
         self.graph = _Graph(self.objects)
         self.attribution: Any = types.SimpleNamespace(kmemleak_words={})
 
@@ -102,6 +102,15 @@ def test_what_is_no_reference_is_not_followed() -> None:
     walk.follow(1, [(512 * 2 + 8 * i, word) for i, word in enumerate(outside)], [2])
     walk.follow(2, [], list(range(20)))
     assert walk.reached() == []
+
+
+def test_a_list_through_metadata_is_followed_where_the_kernel_has_one() -> None:
+    for with_metadata, reached in ((False, []), (True, [judged(5, 3), judged(7, 4)])):
+        walk = Walk(with_metadata)
+        walk.follow(1, [(512, judged(7, 4) + 128)], [1])
+        walk.follow(0, [(64 + 4 * 192 + 128, judged(5, 3) + 136)], [4])
+        walk.follow(2, [], [3])
+        assert walk.reached() == reached
 
 
 def test_a_circle_of_garbage_is_garbage_and_pointed_at() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 import numpy as np
 import numpy.typing as npt
 
+from vmcore_tools.kernel.kasan import has_quarantine
 from vmcore_tools.kernel.kfree_rcu import kfree_rcu
 from vmcore_tools.kernel.page import PageClass, PageIndex, page_index
 from vmcore_tools.kernel.references import (
@@ -27,7 +28,7 @@ from vmcore_tools.kernel.references import (
     register_references,
     scan_runs,
 )
-from vmcore_tools.kernel.slab import SlabBatch, SlabIndex
+from vmcore_tools.kernel.slab import SlabBatch, SlabCache, SlabIndex
 from vmcore_tools.kernel.sysctl import sysctl_headers
 from vmcore_tools.kernel.virtual_map import virtual_map
 
@@ -83,7 +84,7 @@ def unreachable_objects(index: SlabIndex, judged: Bools, progress: Progress) -> 
     pages = page_index(prog, memory)
     virtual = virtual_map(prog, memory.page_map.page_size_bytes)
     attribution = Attribution.of(prog, index, pages, virtual)
-    objects = _Objects(index, judged)
+    objects = _Objects(index, judged, with_metadata=has_quarantine(prog))
     graph = _Graph(objects)
     pages_unread = _follow_pages(index, pages, attribution, graph, progress)
     # Those whose pointers are roots come first, so that fewer have to be kept.
@@ -92,7 +93,7 @@ def unreachable_objects(index: SlabIndex, judged: Bools, progress: Progress) -> 
     for batch in progress(batches, "following pointers between slab objects", None):
         _follow_batch(index, attribution, graph, batch)
     address, number = objects.allocated_by_address()
-    size = np.array([c.object_size_bytes for c in index.caches], dtype=np.uint64)
+    size = np.array([objects.used_bytes(cache) for cache in index.caches], dtype=np.uint64)
     targets = Targets(address, address + size[objects.cache[number]])
     in_registers, registers_unread = register_references(prog, targets)
     graph.root(number[[reference.target for reference in in_registers]])
@@ -120,16 +121,19 @@ class _Objects:
     """
     All objects of caches, free ones included, by number.
 
+    :ivar with_metadata: what the allocator has behind an object counts as part
+        of it; KASAN links its quarantine there
     :ivar first_number: int64, of the first object of each of the index's rows;
         -1 where the row is of another cache
     :ivar address: uint64, by number; 0 for what is not allocated
     :ivar cache: int64, by number
     """
 
-    def __init__(self, index: SlabIndex, judged: Bools) -> None:
+    def __init__(self, index: SlabIndex, judged: Bools, with_metadata: bool = False) -> None:
         def of_rows(values: List[int]) -> U64:
             return np.array(values, dtype=np.uint64)[index.cache]
 
+        self.with_metadata = with_metadata
         # Rows that cannot be would only overlap others.
         wanted = judged[index.cache] & (index.page_counts > 0)
         counts = np.where(wanted, index.objects, 0)
@@ -144,9 +148,13 @@ class _Objects:
         rows, start = rows[order], start[order]
         self._rows = rows
         self._size = size[rows]
-        self._used = of_rows([cache.object_size_bytes for cache in index.caches])[rows]
+        self._used = of_rows([self.used_bytes(cache) for cache in index.caches])[rows]
         #: Whole slabs: there are far fewer of them than of objects.
         self.slabs = Targets(start, start + self._size * index.objects[rows].astype(np.uint64))
+
+    def used_bytes(self, cache: SlabCache) -> int:
+        """How much of an object can be pointed at, and can have pointers."""
+        return cache.size_bytes if self.with_metadata else cache.object_size_bytes
 
     def numbers(self, words: U64, slab: Ints) -> Tuple[Bools, Ints]:
         """
@@ -281,7 +289,7 @@ def _follow_batch(
         slab, byte = np.divmod(position * 8, slab_bytes)
         slab += start
         which, offset = np.divmod(byte - cache.red_left_pad_bytes, cache.size_bytes)
-        is_object &= (which >= 0) & (which < count) & (offset < cache.object_size_bytes)
+        is_object &= (which >= 0) & (which < count) & (offset < objects.used_bytes(cache))
         if skipped:
             is_object &= ~np.isin(offset, skipped)
         slab, which, target = slab[is_object], which[is_object], target[is_object]
