@@ -263,6 +263,7 @@ def _type_name(result: _Result, fence: int) -> str:
     names = {
         "dma_fence_array_ops": "struct dma_fence_array",
         "dma_fence_chain_ops": "struct dma_fence_chain",
+        "timeline_fence_ops": "struct sync_pt",
         "drm_sched_fence_ops_scheduled": "struct drm_sched_fence",
         "drm_sched_fence_ops_finished": "struct drm_sched_fence",
     }

@@ -72,6 +72,22 @@ struct irq_work {
 
 /* include/linux/dma-fence-array.h and dma-fence-chain.h */
 
+struct dma_fence_array;
+
+struct dma_fence_array_cb {
+	struct dma_fence_cb cb;
+	struct dma_fence_array *array;
+};
+struct dma_fence_array_cb keep_dma_fence_array_cb;
+
+void dma_fence_array_cb_func(struct dma_fence *f, struct dma_fence_cb *cb)
+{
+}
+
+void dma_fence_chain_cb(struct dma_fence *f, struct dma_fence_cb *cb)
+{
+}
+
 struct dma_fence_array {
 	struct dma_fence base;
 	spinlock_t lock;

@@ -71,6 +71,14 @@ struct irq_work {
 
 /* include/linux/dma-fence-array.h and dma-fence-chain.h */
 
+struct dma_fence_array;
+
+struct dma_fence_array_cb {
+	struct dma_fence_cb cb;
+	struct dma_fence_array *array;
+};
+struct dma_fence_array_cb keep_dma_fence_array_cb;
+
 struct dma_fence_array {
 	struct dma_fence base;
 	spinlock_t lock;

@@ -85,6 +85,7 @@ struct dma_fence_array_cb {
 	struct dma_fence_cb cb;
 	struct dma_fence_array *array;
 };
+struct dma_fence_array_cb keep_dma_fence_array_cb;
 
 struct dma_fence_array {
 	struct dma_fence base;

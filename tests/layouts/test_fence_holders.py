@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
-from drgn import Program, offsetof
+from drgn import Program, offsetof, sizeof
 
 from tests.layouts.machine import Machine, Value
 from vmcore_tools.kernel.dma_fence import (
     HeldFences,
-    array_callbacks_max,
-    array_fences,
     callback_fences,
     chain_fences,
     reserved_fences,
+    stale_chain_words,
 )
+from vmcore_tools.kernel.dma_fence_array import FenceArrays
 from vmcore_tools.kernel.drm_sched import fences_of_sched_fences
 
 REFCOUNT = "refcount.refcount.refs.counter"
@@ -32,6 +32,10 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     machine = Machine(f"linux_{request.param}.c", tmp_path, RELEASES[request.param])
     yield machine
     machine.close()
+
+
+def u64(*values: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.array(values, dtype=np.uint64)
 
 
 def has_type(prog: Program, name: str) -> bool:
@@ -98,9 +102,27 @@ def test_reservation_objects(machine: Machine) -> None:
 def new_array(machine: Machine, fences: Sequence[int], members: Dict[str, Value]) -> int:
     table = machine.words(machine.alloc(8 * len(fences)), fences)
     prefixed = {f"base.{name}": value for name, value in members.items()}
+    callbacks = sizeof(machine.prog.type("struct dma_fence_array_cb")) * len(fences)
     return machine.new(
-        "struct dma_fence_array", {"fences": table, "num_fences": len(fences), **prefixed}
+        "struct dma_fence_array",
+        {"fences": table, "num_fences": len(fences), **prefixed},
+        callbacks,
     )
+
+
+def callbacks_of(machine: Machine, array: int) -> List[int]:
+    """The ``struct dma_fence_cb *`` behind an array."""
+    type_ = machine.prog.type("struct dma_fence_array")
+    size = sizeof(machine.prog.type("struct dma_fence_array_cb"))
+    count = machine.prog.read_u32(array + offsetof(type_, "num_fences"))
+    return [array + sizeof(type_) + size * i for i in range(count)]
+
+
+def link_of_irq_work(machine: Machine, type_name: str) -> int:
+    """The offset of ``llist_node.next`` in what has a member called work."""
+    type_ = machine.prog.type(type_name)
+    has_node = type_.member("work").type.has_member("node")
+    return offsetof(type_, "work.node.llist.next" if has_node else "work.llnode.next")
 
 
 def test_fence_arrays(machine: Machine) -> None:
@@ -114,7 +136,7 @@ def test_fence_arrays(machine: Machine) -> None:
         for array in (one, other)
     ]
 
-    held = array_fences(machine.prog, [one, other])
+    held = FenceArrays(machine.prog, u64(one, other)).held()
 
     assert pairs(held) == sorted(
         [*slots(tables[0], 0, [first, second, first]), *slots(tables[1], 0, [second])]
@@ -122,23 +144,44 @@ def test_fence_arrays(machine: Machine) -> None:
 
 
 def test_what_an_array_holds_of_itself(machine: Machine) -> None:
+    prog = machine.prog
     fences = [new_fence(machine) for _ in range(3)]
-    idle = new_array(machine, fences, {REFCOUNT: 1})
-    armed = new_array(machine, fences, {REFCOUNT: 4, "flags": flag(machine, "ENABLE_SIGNAL")})
-    flags = flag(machine, "ENABLE_SIGNAL", "SIGNALED")
-    done = new_array(machine, fences, {REFCOUNT: 1, "flags": flags})
-    queued = new_array(machine, fences, {REFCOUNT: 2, "flags": flags})
-    work = machine.prog.type("struct irq_work")
+    idle, armed, half, done, queued = (new_array(machine, fences, {REFCOUNT: 1}) for _ in range(5))
+    # dma_fence_signal() leaves callbacks that were called as lists of one.
+    called = [*callbacks_of(machine, half)[:2], *callbacks_of(machine, done)]
+    for callback in (*called, *callbacks_of(machine, queued)):
+        machine.link(callback)
+    for i, fence in enumerate(fences):
+        waiting = [callbacks_of(machine, array)[i] for array in (armed, half)]
+        head = fence + offsetof(prog.type("struct dma_fence"), "cb_list")
+        machine.link(head, [callback for callback in waiting if callback not in called])
+    work = prog.type("struct irq_work")
     # IRQ_WORK_PENDING and IRQ_WORK_BUSY: a word of its own up to v5.7.
     member = "work.node.a_flags.counter" if work.has_member("node") else "work.flags"
     machine.put("struct dma_fence_array", queued, {member: 3})
 
-    assert [array_callbacks_max(machine.prog, array) for array in (idle, armed, done, queued)] == [
-        0,
-        3,
-        0,
-        1,
-    ]
+    arrays = FenceArrays(prog, u64(idle, armed, half, done, queued))
+
+    assert arrays.callbacks().fence.tolist() == [armed, armed, armed, half]
+    assert arrays.callbacks().unread == ()
+    assert arrays.with_irq_work().tolist() == [queued]
+    assert arrays.unread == ()
+
+
+def test_what_an_array_points_at_and_does_not_hold(machine: Machine) -> None:
+    held, left_out = new_fence(machine), new_fence(machine)
+    array = new_array(machine, [held, left_out], {REFCOUNT: 1})
+    machine.put("struct dma_fence_array", array, {"num_fences": 1})
+    arrays = FenceArrays(machine.prog, u64(array))
+    slots = int(arrays.slots[0])
+
+    assert arrays.held().fence.tolist() == [held]
+    link = array + link_of_irq_work(machine, "struct dma_fence_array")
+    assert sorted(arrays.stale_words(u64(slots + 32)).tolist()) == sorted(
+        [link, slots + 8, slots + 16, slots + 24]
+    )
+    # What is behind the slots is not known.
+    assert arrays.stale_words(u64(slots)).tolist() == [link]
 
 
 @pytest.mark.parametrize("machine", WITH_CHAINS, indirect=True)
@@ -157,6 +200,9 @@ def test_fence_chains(machine: Machine) -> None:
             (start, link + offsetof(type_, "prev")),
         ]
     )
+    stale = stale_chain_words(machine.prog, u64(start, link))
+    offset = link_of_irq_work(machine, "struct dma_fence_chain")
+    assert stale.tolist() == [start + offset, link + offset]
 
 
 def test_fences_of_the_scheduler(machine: Machine) -> None:
@@ -201,3 +247,29 @@ def test_callbacks(machine: Machine) -> None:
     # The links to the list's head are pointers into the fence, and no references.
     assert sorted(held.word.tolist()) == sorted([callbacks[0] + 8, callbacks[1]])
     assert held.unread == ()
+
+
+@pytest.mark.parametrize("machine", ["5_10"], indirect=True)
+def test_callbacks_of_other_fences(machine: Machine) -> None:
+    prog = machine.prog
+    waited_for = new_fence(machine)
+    array = new_array(machine, [waited_for], {REFCOUNT: 2})
+    chain = machine.new("struct dma_fence_chain", {f"base.{REFCOUNT}": 2, "fence": waited_for})
+    in_chain = chain + offsetof(prog.type("struct dma_fence_chain"), "cb")
+    (in_array,) = callbacks_of(machine, array)
+    other = machine.new("struct dma_fence_cb", {"func": 0x1234})
+    for callback, function in (
+        (in_array, "dma_fence_array_cb_func"),
+        (in_chain, "dma_fence_chain_cb"),
+    ):
+        machine.put("struct dma_fence_cb", callback, {"func": prog.symbol(function).address})
+    head = waited_for + offsetof(prog.type("struct dma_fence"), "cb_list")
+    machine.link(head, [in_array, other, in_chain])
+
+    held = callback_fences(prog, u64(waited_for))
+
+    # The one of the array has no reference to what it waits for.
+    assert held.fence.tolist() == [waited_for, waited_for]
+    # All links but those to the callback that nobody knows.
+    links = {head, head + 8, in_array + 8, other, other + 8, in_chain}
+    assert set(held.word.tolist()) == links

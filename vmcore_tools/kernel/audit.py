@@ -364,7 +364,7 @@ def _look_for_pointers(
     count = len(objects.address)
     if not (wanted.any() or len(stale.address)):
         return _Found({}, {})
-    slot, slot_size = _slots(index, stale.address)
+    slot, slot_size = slots_around(index, stale.address)
     start = np.concatenate([objects.block[wanted], slot])
     size = np.concatenate([objects.block_size_bytes[wanted], slot_size])
     # The stale targets come behind the objects.
@@ -401,7 +401,7 @@ def _look_for_pointers(
     )
 
 
-def _slots(index: SlabIndex, addresses: U64) -> Tuple[U64, Counts]:
+def slots_around(index: SlabIndex, addresses: U64) -> Tuple[U64, Counts]:
     """Start and size of the slab objects around addresses; what is in no slab, by itself."""
     start, size = addresses.copy(), np.ones(len(addresses), dtype=np.int64)
     in_slab = index.find(addresses) >= 0

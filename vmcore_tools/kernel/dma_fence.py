@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, Type, container_of, offsetof
+from drgn import FaultError, Object, Program, Type, offsetof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.list import validate_list_for_each_entry
 
+from vmcore_tools.kernel.irq_work import link_member
 from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
 from vmcore_tools.kernel.typed_objects import Embedded, Found
 
@@ -19,7 +20,7 @@ from vmcore_tools.kernel.typed_objects import Embedded, Found
 DMA_FENCE = Embedded("struct dma_fence", "ops", "struct dma_fence_ops")
 
 _POINTER = np.dtype([("pointer", np.uint64)])
-#: Fences in one reservation object or array; a damaged count must end.
+#: Fences in one reservation object; a damaged count must end.
 _FENCES_MAX = 65536
 #: Callbacks on one fence.
 _CALLBACKS_MAX = 65536
@@ -28,6 +29,8 @@ _CALLBACKS_MAX = 65536
 _CALLBACKS_WITHOUT_REFERENCE = frozenset(
     {"fence_check_cb_func", "dma_fence_default_wait_cb", "dma_fence_array_cb_func"}
 )
+#: In what the callback is, is known: its own references are counted elsewhere.
+_CALLBACKS_OF_FENCES = frozenset({"dma_fence_array_cb_func", "dma_fence_chain_cb"})
 
 U64 = npt.NDArray[np.uint64]
 
@@ -181,48 +184,6 @@ def _reservation_types(prog: Program) -> Tuple[Type, Type]:
         )
 
 
-def array_fences(prog: Program, arrays: Iterable[int]) -> HeldFences:
-    """
-    The fences that fence arrays hold, one reference each.
-
-    :param arrays: addresses of the ``struct dma_fence`` in a ``struct dma_fence_array``
-    :raises drgn.FaultError: if an array is not in the dump
-    """
-    pairs: List[Tuple[U64, U64]] = []
-    unread: List[int] = []
-    for address in arrays:
-        fence = Object(prog, "struct dma_fence *", value=address)
-        array = container_of(fence, "struct dma_fence_array", "base")
-        first = array.fences.value_()
-        slots = [first + 8 * i for i in range(min(array.num_fences.value_(), _FENCES_MAX))]
-        values, read = read_structs(prog, slots, _POINTER)
-        unread += [slot for slot, ok in zip(slots, read) if not ok]
-        pairs.append((values["pointer"].astype(np.uint64), np.array(slots, dtype=np.uint64)))
-    return _held(pairs, unread)
-
-
-def array_callbacks_max(prog: Program, array_fence: int) -> int:
-    """
-    The most references on a fence array that its own callbacks can hold.
-
-    ``dma_fence_array_enable_signaling()`` takes one for each fence of the
-    array, which ``dma_fence_array_cb_func()`` drops; the last one's is dropped
-    by the irq_work, after it has signaled the array.
-
-    :param array_fence: address of the ``struct dma_fence`` in the array
-    """
-    fence = Object(prog, "struct dma_fence *", value=array_fence)
-    array = container_of(fence, "struct dma_fence_array", "base")
-    flags = fence.flags.value_()
-    if flags >> prog.constant("DMA_FENCE_FLAG_SIGNALED_BIT").value_() & 1:
-        return 1 if _irq_work_is_claimed(array.work) else 0
-    if flags >> prog.constant("DMA_FENCE_FLAG_ENABLE_SIGNAL_BIT").value_() & 1:
-        # Each of them is one of its references.
-        references = int(fence.refcount.refcount.refs.counter.value_())
-        return min(int(array.num_fences.value_()), max(0, references))
-    return 0
-
-
 def chain_fences(prog: Program, chains: U64) -> HeldFences:
     """
     The fences that the links of fence chains hold: their own, and the link before.
@@ -243,6 +204,20 @@ def chain_fences(prog: Program, chains: U64) -> HeldFences:
         for member in ("prev", "fence")
     ]
     return _held(pairs, addresses[~read].tolist())
+
+
+def stale_chain_words(prog: Program, chains: U64) -> U64:
+    """
+    Links of irq_works that are done to those that were queued before: maybe in another chain.
+
+    :param chains: uint64 array of the ``struct dma_fence *`` in ``struct dma_fence_chain``
+    :return: uint64 array: addresses of the words
+    """
+    if not len(chains):
+        return chains
+    type_ = prog.type("struct dma_fence_chain")
+    link = offsetof(type_, link_member(type_, "work")) - offsetof(type_, "base")
+    return chains + np.uint64(link)
 
 
 def armed_chains(prog: Program, chains: Fences) -> U64:
@@ -296,7 +271,9 @@ def callback_fences(prog: Program, fences: U64) -> HeldFences:
     """
     The callbacks on fences: each may have a reference to the fence it waits for.
 
-    Those that never have one are not in the result, but their words are.
+    Those that never have one are not in the result, but their words are. So are
+    the links to the callbacks of fence arrays and chains: they are pointers
+    into these, and no references to them.
 
     :param fences: uint64 array of ``struct dma_fence *`` with callbacks
     """
@@ -307,9 +284,15 @@ def callback_fences(prog: Program, fences: U64) -> HeldFences:
         callbacks: List[Object] = []
         try:
             for callback in for_each_callback(Object(prog, "struct dma_fence *", value=address)):
-                callbacks.append(callback.read_())
-                if _symbol_name(prog, callback.func) not in _CALLBACKS_WITHOUT_REFERENCE:
+                callback = callback.read_()
+                callbacks.append(callback)
+                function = _symbol_name(prog, callback.func)
+                if function not in _CALLBACKS_WITHOUT_REFERENCE:
                     held.append(address)
+                if function in _CALLBACKS_OF_FENCES:
+                    # A list_head's next comes first, its prev 8 bytes behind.
+                    words.append(callback.node.prev.value_())
+                    words.append(callback.node.next.value_() + 8)
         except (FaultError, ValidationError):
             unread.append(address)
         if callbacks:
@@ -326,15 +309,6 @@ def _symbol_name(prog: Program, function: Object) -> str:
         return str(prog.symbol(function.value_()).name)
     except LookupError:
         return ""
-
-
-def _irq_work_is_claimed(work: Object) -> bool:
-    # Up to v5.10 there is a member of its own; before v5.8 only that.
-    flags = work.node.a_flags if hasattr(work, "node") else work.flags
-    # "irq_work: Convert flags to atomic_t" of v5.5.
-    value = flags.counter if hasattr(flags, "counter") else flags
-    # IRQ_WORK_PENDING and IRQ_WORK_BUSY, macros in include/linux/irq_work.h.
-    return bool(value.value_() & 3)
 
 
 def by_name(tables: Dict[int, str], ops: U64, name: str) -> npt.NDArray[np.bool_]:

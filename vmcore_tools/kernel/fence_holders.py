@@ -13,21 +13,22 @@ from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel import sw_sync
-from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
+from vmcore_tools.kernel.audit import Counted, Holders, Refcounted, slots_around
 from vmcore_tools.kernel.dma_buf import dma_buf_reservations
 from vmcore_tools.kernel.dma_fence import (
     Fences,
     HeldFences,
     armed_chains,
-    array_callbacks_max,
-    array_fences,
     by_name,
     callback_fences,
     chain_fences,
     reserved_fences,
     stale_callback_words,
+    stale_chain_words,
     with_callbacks,
 )
+from vmcore_tools.kernel.dma_fence_array import OPS as ARRAY_OPS
+from vmcore_tools.kernel.dma_fence_array import FenceArrays
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, for_each_plane
 from vmcore_tools.kernel.drm_gem import for_each_gem_handle, reservation_address
 from vmcore_tools.kernel.drm_sched import SCHEDULED_OPS, fences_of_jobs, fences_of_sched_fences
@@ -129,19 +130,23 @@ class _Walk:
         self._reservations(found.gems)
         self._sync_files()
         self._syncobjs()
-        arrays, chains = named("dma_fence_array_ops"), named("dma_fence_chain_ops")
+        arrays, chains = named(ARRAY_OPS), named("dma_fence_chain_ops")
         alive = every.refcount > 0
         for at_most, wanted in ((False, alive), (True, ~alive)):
             # One that is being freed drops what it holds.
-            self._hold("array", array_fences(prog, addresses[arrays & wanted].tolist()), at_most)
+            self._arrays(addresses[arrays & wanted], at_most)
             self._hold("chain", chain_fences(prog, addresses[chains & wanted]), at_most)
         if named(SCHEDULED_OPS).any():
             scheduled = addresses[named(SCHEDULED_OPS)]
             self._hold("scheduler", fences_of_sched_fences(prog, scheduled))
             # Jobs are cleaned up while they are on their lists.
             self._hold("scheduler", fences_of_jobs(prog, scheduled), at_most=True)
-        self._callbacks(every, arrays, chains)
-        self.holders.append(Holders("weak", _words([]), stale_callback_words(prog, every)))
+        self._callbacks(every, chains)
+        for words in (
+            stale_callback_words(prog, every),
+            stale_chain_words(prog, addresses[chains]),
+        ):
+            self.holders.append(Holders("weak", _words([]), words))
 
         points = named(sw_sync.OPS)
         if points.any():
@@ -275,17 +280,27 @@ class _Walk:
                 )
         self._hold("syncobj", syncobj_fences(self.prog, sorted(syncobjs)))
 
-    def _callbacks(self, every: Fences, arrays: Bools, chains: Bools) -> None:
+    def _arrays(self, fences: U64, at_most: bool) -> None:
+        """What fence arrays hold, and the references that their own callbacks have to them."""
+        if not len(fences):
+            return
+        arrays = FenceArrays(self.prog, fences)
+        self._hold("array", arrays.held(), at_most)
+        self._hold("callback", arrays.callbacks(), at_most)
+        self._hold("callback", HeldFences(arrays.with_irq_work(), _words([])), at_most=True)
+        start, size = slots_around(self.index, arrays.slots)
+        # Where the slots are a part of something else, what is behind them is that.
+        end = np.where(start == arrays.slots, start + size.astype(np.uint64), arrays.slots)
+        self.holders.append(Holders("weak", _words([]), arrays.stale_words(end)))
+
+    def _callbacks(self, every: Fences, chains: Bools) -> None:
         prog = self.prog
         waited_for = with_callbacks(prog, every)
         self._hold("syncobj", awaited_fences(prog, waited_for), at_most=True)
         self._hold("callback", callback_fences(prog, waited_for), at_most=True)
-        own: List[int] = []
-        for address in every.found.address[arrays].tolist():
-            own += [address] * array_callbacks_max(prog, address)
         armed = armed_chains(prog, every)
-        held = np.concatenate([_words(own), armed[np.isin(armed, every.found.address[chains])]])
-        self._hold("callback", HeldFences(held, _words([])), at_most=True)
+        own = armed[np.isin(armed, every.found.address[chains])]
+        self._hold("callback", HeldFences(own, _words([])), at_most=True)
 
 
 def _words(values: Iterable[Optional[int]]) -> U64:
