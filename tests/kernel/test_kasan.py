@@ -45,7 +45,7 @@ class Kernel:
         # Since v6.18 the switch is there in other modes, too.
         (Kernel("global_quarantine", switch=1), False, True),
     ],
-    ids=["none", "generic", "software tags", "hardware", "off", "no switch", "generic, v6.18"],
+    ids=["none", "generic", "software tags", "hardware", "off", "switch unknown", "generic, v6.18"],
 )
 def test_modes(kernel: Any, tags: bool, quarantine: bool) -> None:
     assert (tags_pointers(kernel), has_quarantine(kernel)) == (tags, quarantine)

@@ -23,7 +23,7 @@ def tags_pointers(prog: Program) -> bool:
     try:
         return bool(prog["kasan_flag_enabled"].key.enabled.counter.value_())
     except KeyError:
-        return True  # before v5.12 there was no switch
+        return True  # it cannot be told
 
 
 def has_quarantine(prog: Program) -> bool:
