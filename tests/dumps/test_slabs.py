@@ -13,6 +13,7 @@ import pytest
 from drgn import FaultError, offsetof
 from drgn.helpers.linux.mm import pfn_to_page, virt_to_phys
 from drgn.helpers.linux.percpu import per_cpu_ptr
+from drgn.helpers.linux.pid import for_each_task
 
 from drgn_scripts import slabs
 from drgn_scripts.slabs import ANALYSIS, SlabMemory, Slabs
@@ -21,6 +22,7 @@ from vmcore_tools import target
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.slab_aliases import merged_names
 from vmcore_tools.kernel.slab_poison import Overwritten, Part
+from vmcore_tools.kernel.task import live_range, words_at_hand
 from vmcore_tools.model import Absent, AnalysisResult, Confidence, Kind, Status
 from vmcore_tools.runner import run
 from vmcore_tools.target import Target
@@ -428,3 +430,13 @@ def test_a_slab_that_is_being_set_up_is_not_damaged(
     # A few objects of a slab are damaged all the same.
     monkeypatch.setattr(slabs, "overwritten", lambda index, progress: [found])
     assert len(analyze(demo_dump.target).findings) == 1
+
+
+def test_what_a_task_that_waits_for_a_cpu_has_at_hand(demo_dump: ShippedDump) -> None:
+    prog = demo_dump.target.prog
+    # rt-hog keeps it from running, whatever it was doing.
+    (task,) = (t for t in for_each_task(prog) if t.comm.string_() == b"kworker/1:1")
+    low, high = live_range(task)
+    words = np.frombuffer(prog.read(low, high - low), dtype=np.uint64)
+    assert len(words)
+    assert np.isin(words, words_at_hand(prog)).all()

@@ -193,7 +193,8 @@ def words_at_hand(prog: Program) -> npt.NDArray[np.uint64]:
     """
     What the code that CPUs run has at hand: their registers and live stacks.
 
-    What the dump does not have of it is left out.
+    So has that which they would run next: a task that was preempted stopped in
+    the middle of something, too. What the dump does not have of it is left out.
 
     :return: sorted uint64 array of words
     """
@@ -201,10 +202,20 @@ def words_at_hand(prog: Program) -> npt.NDArray[np.uint64]:
     for cpu in for_each_online_cpu(prog):
         task = cpu_curr(prog, cpu)
         parts.append(np.array(list((live_registers(task) or {}).values()), dtype=np.uint64))
-        low, high = live_range(task)
+        parts.append(_live_words(task))
+    for task in for_each_bounded_task(prog):
         with contextlib.suppress(FaultError):
-            parts.append(np.frombuffer(prog.read(low, high - low), dtype=np.uint64))
+            if is_queued(task) and not task_on_cpu(task):
+                parts.append(_live_words(task))
     return np.sort(np.concatenate(parts))
+
+
+def _live_words(task: Object) -> npt.NDArray[np.uint64]:
+    low, high = live_range(task)
+    try:
+        return np.frombuffer(task.prog_.read(low, high - low), dtype=np.uint64)
+    except FaultError:
+        return np.zeros(0, dtype=np.uint64)
 
 
 def _trace(task: Object) -> Optional[StackTrace]:
