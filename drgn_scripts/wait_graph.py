@@ -201,6 +201,7 @@ class _Analyzer:
         self._asleep: List[str] = []
         self._traces: Dict[int, Optional[StackTrace]] = {}
         self._stacks: Dict[int, Stack] = {}
+        self._places: Dict[Tuple[int, ...], Stack] = {}
         self._shown: Dict[str, Stack] = {}
 
     def run(self) -> Iterator[Any]:
@@ -255,12 +256,19 @@ class _Analyzer:
         if address not in self._stacks:
             try:
                 trace: Optional[StackTrace] = self._prog.stack_trace(task)
-                self._stacks[address] = stack_of_trace(self._prog, trace)
+                self._stacks[address] = self._stack(trace)
             except (ValueError, LookupError, FaultError) as error:
                 trace = None
                 self._stacks[address] = Stack((), note=f"it cannot be unwound: {error}")
             self._traces[address] = trace
         return self._traces[address]
+
+    def _stack(self, trace: StackTrace) -> Stack:
+        # Victims of one cause mostly stand in the same place, and symbols take long.
+        place = tuple(trace[number].pc for number in range(len(trace)))
+        if place not in self._places:
+            self._places[place] = stack_of_trace(self._prog, trace)
+        return self._places[place]
 
     def _lost_object(self, what: str, error: Exception, address: int) -> None:
         self._ctx.coverage.gap(what, f"it cannot be followed: {error}", address)
@@ -423,11 +431,12 @@ class _Analyzer:
             Evidence("rt_throttling_off", Kind.TEXT, _maybe(rt_throttling_off(self._prog))),
             Evidence("need_resched", Kind.TEXT, _maybe(need_resched(queue))),
             Evidence("held_ns", Kind.DURATION, _maybe(held.at_least_ns)),
-            Evidence("at_most_ns", Kind.DURATION, _maybe(held.at_most_ns)),
             Evidence("since_switch_ns", Kind.DURATION, _maybe(queue.current_ns)),
             Evidence("queued", Kind.COUNT, len(queue.queued)),
             *self._victims(root),
         ]
+        if not certain:
+            evidence.append(Evidence("at_most_ns", Kind.DURATION, _maybe(held.at_most_ns)))
         kind = "real-time" if is_realtime(task) else "fair"
         return Finding(
             rule=CPU_MONOPOLISED,
