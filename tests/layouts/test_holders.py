@@ -550,8 +550,15 @@ def test_the_files_in_messages(machine: Machine, monkeypatch: pytest.MonkeyPatch
             Object(machine.prog, "struct unix_sock *", value=address) for address in sockets
         ],
     )
+    # One that is in no queue, and one that is in a queue as well.
+    sending = machine.new("struct scm_fp_list", {"count": 2})
+    machine.words(sending + first, [other, passed])
+    monkeypatch.setattr(
+        "vmcore_tools.kernel.scm_rights._lists", lambda index: addresses([many, sending])
+    )
     index = FilesOnly(machine)
-    found = files_in_flight(index, addresses([passed]))  # type: ignore[arg-type]
+    found, passing = files_in_flight(index, addresses([passed]))  # type: ignore[arg-type]
+    assert (passing.word.tolist(), passing.owner.tolist()) == ([sending + first + 8], [sending])
     assert list(zip(found.word.tolist(), found.owner.tolist())) == [
         (many + first + 8, sockets[0]),
         (many + first + 16, sockets[0]),

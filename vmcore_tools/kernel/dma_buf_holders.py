@@ -104,7 +104,9 @@ class _Walk:
         mapped = mappings(index, buffers.file)
         self._files("mapping", mapped)
         with contextlib.suppress(LookupError):  # a kernel without unix sockets
-            self._files("message", files_in_flight(index, buffers.file))
+            queued, passing = files_in_flight(index, buffers.file)
+            self._files("message", queued)
+            self._files("message", passing, at_most=True)
         self._gems()
         self._weak(list(users))
         objects, cache = self._objects()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Dict, Iterator, List, Tuple
 
 import numpy as np
@@ -15,15 +16,16 @@ from vmcore_tools.kernel.slab import SlabIndex
 _MESSAGES_MAX = 1_000_000
 
 
-def files_in_flight(index: SlabIndex, files: U64) -> FileReferences:
+def files_in_flight(index: SlabIndex, files: U64) -> Tuple[FileReferences, FileReferences]:
     """
     The files in messages of unix sockets: each holds a reference (``scm_fp_copy()``).
 
     :param files: uint64 array, sorted
-    :return: with the receiving ``struct unix_sock`` as owner
+    :return: those in messages that wait in a socket, with its ``struct
+        unix_sock`` as owner; and those that a task is just sending or
+        receiving, with their ``struct scm_fp_list``: it may be dropping them
     :raises LookupError: without the debug info of unix sockets
     """
-    prog = index.prog
     lists: Dict[int, int] = {}
     unread: List[int] = []
     for socket in _unix_sockets(index):
@@ -34,11 +36,25 @@ def files_in_flight(index: SlabIndex, files: U64) -> FileReferences:
                     lists[address] = socket.value_()
         except FaultError:
             unread.append(socket.value_())
+    queued = _files_of_lists(index.prog, lists, files)
+    others = {address: address for address in _lists(index).tolist() if address not in lists}
+    passing = _files_of_lists(index.prog, others, files)
+    unread += queued.unread
+    return dataclasses.replace(queued, unread=tuple(unread)), passing
+
+
+def _files_of_lists(prog: Program, owners: Dict[int, int], files: U64) -> FileReferences:
+    """
+    The files in lists of passed files.
+
+    :param owners: address of each ``struct scm_fp_list`` to what it belongs to
+    """
     list_type = prog.type("struct scm_fp_list")
     first = offsetof(list_type, "fp")
     slots = (sizeof(list_type) - first) // 8
     rows: List[Tuple[int, int, int, int]] = []
-    for address, socket in lists.items():
+    unread: List[int] = []
+    for address, owner in owners.items():
         passed = Object(prog, "struct scm_fp_list *", value=address)
         try:
             # Only as many slots as are used were allocated (scm_fp_dup()).
@@ -50,8 +66,40 @@ def files_in_flight(index: SlabIndex, files: U64) -> FileReferences:
             unread.append(address)
             continue
         for at in np.flatnonzero(np.isin(pointers, files)).tolist():
-            rows.append((int(pointers[at]), address + first + 8 * at, socket, -1))
+            rows.append((int(pointers[at]), address + first + 8 * at, owner, -1))
     return FileReferences.of(rows, unread)
+
+
+def _lists(index: SlabIndex) -> U64:
+    """
+    All that can be a ``struct scm_fp_list``: objects that point to a user where it does.
+
+    While a message is sent or received, its list is in no queue.
+    """
+    list_type = index.prog.type("struct scm_fp_list")
+    user, smallest = offsetof(list_type, "user"), offsetof(list_type, "fp") + 8
+    users = _users(index)
+    found = [np.zeros(0, dtype=np.uint64)]
+    for number, cache in enumerate(index.caches):
+        if not cache.name.startswith("kmalloc") or cache.object_size_bytes < smallest:
+            continue
+        for batch in index.batches(np.flatnonzero(index.cache == number)):
+            start = cache.red_left_pad_bytes + np.arange(batch.objects.shape[1]) * cache.size_bytes
+            words = batch.data.view(np.uint64)[:, (start + user) // 8]
+            found.append(batch.objects[batch.allocated & np.isin(words, users)])
+    return np.concatenate(found)
+
+
+def _users(index: SlabIndex) -> U64:
+    """All of ``struct user_struct *``; root's is a variable."""
+    prog = index.prog
+    root = prog["root_user"].address_
+    users = [np.array([root], dtype=np.uint64)]
+    cache = index.cache_number(prog["uid_cachep"].read_())
+    if cache is not None:
+        for batch in index.batches(np.flatnonzero(index.cache == cache)):
+            users.append(batch.objects[batch.allocated])
+    return np.concatenate(users)
 
 
 def _unix_sockets(index: SlabIndex) -> Iterator[Object]:
