@@ -151,6 +151,8 @@ unsigned int nr_cpu_ids = NR_CPUS;
 unsigned int nr_node_ids = 1;
 phys_addr_t keep_phys_addr_t;
 
+struct completion;
+
 struct thread_struct {
 	unsigned long sp;
 };
@@ -161,6 +163,7 @@ struct task_struct {
 	unsigned int cpu;
 	pid_t pid;
 	char comm[16];
+	struct completion *vfork_done;
 	struct thread_struct thread;
 };
 

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Waits are found by the kernel's lists alone, and what does not fit is no wait."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+
+import pytest
+from drgn import Object, StackTrace, offsetof
+
+from tests.layouts.machine import Machine
+from vmcore_tools.kernel.waits import Wait, WaitFinder
+
+STACK = 0x4000
+WAITERS = 1  # MUTEX_FLAG_WAITERS
+RWSEM_WAITERS, RWSEM_WRITER_LOCKED = 2, 1
+PC = 0xFFFFFFFF80100000
+
+
+@dataclasses.dataclass
+class Frame:
+    """As much of a ``drgn.StackFrame`` as waits are found by."""
+
+    sp: int
+    name: str
+    variables: Dict[str, Object]
+    pc: int = PC
+
+    def locals(self) -> List[str]:
+        return list(self.variables)
+
+    def __getitem__(self, name: str) -> Object:
+        return self.variables[name]
+
+
+class Task:
+    """A sleeping task with a stack of 16 KiB, of which the last 1 KiB is in use."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.stack = machine.alloc(STACK, STACK)
+        self.sp = self.stack + STACK - 1024
+        members = {"stack": self.stack, "thread.sp": self.sp, "pid": 7}
+        self.address = machine.new("struct task_struct", members)
+        self.object = Object(machine.prog, "struct task_struct *", value=self.address)
+        self.frames: List[Frame] = []
+
+    def enter(self, function: str, at: int, **variables: Object) -> None:
+        """A frame that ends *at* bytes above the stack pointer; the innermost first."""
+        begin = self.frames[-1].sp + self._sizes[-1] if self.frames else self.sp
+        self.frames.append(Frame(begin, function, variables))
+        self._sizes.append(self.sp + at - begin)
+
+    @property
+    def _sizes(self) -> List[int]:
+        return self.__dict__.setdefault("sizes", [])
+
+    def entry(self, type_name: str, at: int, node: str) -> int:
+        """An entry on the stack, *at* bytes above the stack pointer: its node's address."""
+        self.machine.put(type_name, self.sp + at, {"task": self.address})
+        return self.sp + at + offsetof(self.machine.prog.type(type_name), node)
+
+    @property
+    def trace(self) -> StackTrace:
+        return cast(StackTrace, self.frames)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine("waits.c", tmp_path, "5.10.262")
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine("waits.c", tmp_path, "7.2.13", config=("FIRST_WAITER",))
+    yield machine
+    machine.close()
+
+
+def find(task: Task, tasks: Sequence[Task], trace: bool = True) -> Optional[Wait]:
+    finder = WaitFinder(task.machine.prog, [each.object for each in tasks])
+    return finder.find(task.object, task.trace if trace else None)
+
+
+def found(wait: Optional[Wait]) -> Optional[Tuple[str, int, bool]]:
+    return None if wait is None else (wait.kind, wait.object.value_(), wait.proven)
+
+
+def member(machine: Machine, type_name: str, address: int, designator: str) -> int:
+    return address + offsetof(machine.prog.type(type_name), designator)
+
+
+def mutex_of(machine: Machine, waiters: Sequence[Task], owner: int, flags: int = WAITERS) -> int:
+    lock = machine.new("struct mutex", {"owner.counter": owner | flags})
+    for task in waiters:
+        task.enter("schedule", 64)
+        task.enter("__mutex_lock", 256)
+        task.enter("mutex_lock_user", 512)
+    nodes = [task.entry("struct mutex_waiter", 128, "list") for task in waiters]
+    machine.link(member(machine, "struct mutex", lock, "wait_list"), nodes)
+    return lock
+
+
+def test_a_mutex(machine: Machine) -> None:
+    owner, first, second = Task(machine), Task(machine), Task(machine)
+    tasks = (owner, first, second)
+    lock = mutex_of(machine, (first, second), owner.address)
+    assert found(find(first, tasks)) == ("mutex", lock, True)
+    assert found(find(second, tasks)) == ("mutex", lock, True)
+    assert find(owner, tasks) is None
+
+
+def test_without_a_stack_trace_it_is_not_proven(machine: Machine) -> None:
+    owner, waiter = Task(machine), Task(machine)
+    lock = mutex_of(machine, [waiter], owner.address)
+    assert found(find(waiter, (owner, waiter), trace=False)) == ("mutex", lock, False)
+
+
+@pytest.mark.parametrize("flags", [0, 2])
+def test_a_word_that_knows_of_no_waiters_is_no_mutex(machine: Machine, flags: int) -> None:
+    owner, waiter = Task(machine), Task(machine)
+    mutex_of(machine, [waiter], owner.address, flags)
+    assert find(waiter, (owner, waiter)) is None
+
+
+def test_an_owner_that_is_no_task_is_no_mutex(machine: Machine) -> None:
+    waiter = Task(machine)
+    mutex_of(machine, [waiter], 0xFFFF888000001000)
+    assert find(waiter, [waiter]) is None
+
+
+def test_another_functions_frame_is_no_wait_for_a_mutex(machine: Machine) -> None:
+    owner, waiter = Task(machine), Task(machine)
+    mutex_of(machine, [waiter], owner.address)
+    waiter.frames[1].name = "some_driver"
+    assert find(waiter, (owner, waiter)) is None
+
+
+def test_an_entry_that_was_taken_off_its_list_is_stale(machine: Machine) -> None:
+    owner, waiter = Task(machine), Task(machine)
+    mutex_of(machine, [waiter], owner.address)
+    node = waiter.sp + 128
+    machine.link(node)  # list_del_init()
+    assert find(waiter, (owner, waiter)) is None
+    machine.words(node, [0xDEAD000000000100, 0xDEAD000000000122])  # list_del()
+    assert find(waiter, (owner, waiter)) is None
+
+
+def test_an_entry_below_the_stack_pointer_is_none(machine: Machine) -> None:
+    owner, waiter = Task(machine), Task(machine)
+    mutex_of(machine, [waiter], owner.address)
+    machine.put("struct task_struct", waiter.address, {"thread.sp": waiter.sp + 512})
+    assert find(waiter, (owner, waiter)) is None
+
+
+def test_a_list_with_two_heads_is_damaged(machine: Machine) -> None:
+    owner, first, second = Task(machine), Task(machine), Task(machine)
+    mutex_of(machine, (first, second), owner.address)
+    # The second waiter's task is none.
+    machine.put("struct mutex_waiter", second.sp + 128, {"task": 0})
+    assert find(first, (owner, first, second)) is None
+
+
+def test_a_list_that_leads_nowhere_is_damaged(machine: Machine) -> None:
+    owner, first, second = Task(machine), Task(machine), Task(machine)
+    mutex_of(machine, (first, second), owner.address)
+    machine.words(second.sp + 128, [0x1234])
+    assert find(first, (owner, first, second)) is None
+
+
+def completion_of(machine: Machine, task: Task, function: str, done: int = 0) -> int:
+    task.enter("schedule", 64)
+    task.enter(function, 256)
+    completion = machine.new("struct completion", {"done": done})
+    node = task.entry("struct swait_queue", 128, "task_list")
+    machine.link(member(machine, "struct completion", completion, "wait.task_list"), [node])
+    return completion
+
+
+def test_a_completion(machine: Machine) -> None:
+    task = Task(machine)
+    completion = completion_of(machine, task, "wait_for_completion")
+    assert found(find(task, [task])) == ("completion", completion, True)
+
+
+def test_the_end_of_a_task(machine: Machine) -> None:
+    task, child = Task(machine), Task(machine)
+    completion = completion_of(machine, task, "wait_for_completion")
+    machine.put("struct task_struct", child.address, {"vfork_done": completion})
+    assert found(find(task, [task, child])) == ("task end", child.address, True)
+
+
+def test_a_completion_that_is_done_is_waited_for_no_more(machine: Machine) -> None:
+    task = Task(machine)
+    completion_of(machine, task, "wait_for_completion", done=1)
+    assert find(task, [task]) is None
+
+
+def test_a_simple_wait_queue_is_no_completion(machine: Machine) -> None:
+    task = Task(machine)
+    completion = completion_of(machine, task, "rcu_gp_fqs_loop")
+    queue = member(machine, "struct completion", completion, "wait")
+    assert found(find(task, [task])) == ("swait", queue, True)
+
+
+def test_the_innermost_wait_is_the_one(machine: Machine) -> None:
+    # prepare_to_wait(), and then a mutex in the condition.
+    owner, task = Task(machine), Task(machine)
+    lock = mutex_of(machine, [task], owner.address)
+    task.enter("wait_for_completion", 900)
+    completion = machine.new("struct completion", {})
+    node = task.entry("struct swait_queue", 700, "task_list")
+    machine.link(member(machine, "struct completion", completion, "wait.task_list"), [node])
+    assert found(find(task, (owner, task))) == ("mutex", lock, True)
+
+
+# v7.2: no head in the list of waiters.
+
+
+def headless(machine: Machine, tasks: Sequence[Task], lock: int, type_name: str) -> None:
+    waiter_type = {"mutex": "struct mutex_waiter", "rw_semaphore": "struct rwsem_waiter"}
+    function = {"mutex": "__mutex_lock", "rw_semaphore": "rwsem_down_write_slowpath"}
+    variable = Object(machine.prog, f"struct {type_name} *", value=lock)
+    nodes = []
+    for task in tasks:
+        task.enter("schedule", 64)
+        task.enter(function[type_name], 256, lock=variable)
+        nodes.append(task.entry(waiter_type[type_name], 128, "list"))
+    machine.link(nodes[0], nodes[1:])
+    machine.put(f"struct {type_name}", lock, {"first_waiter": nodes[0]})
+
+
+def test_a_mutex_that_points_to_its_first_waiter(newer: Machine) -> None:
+    owner, first, second = Task(newer), Task(newer), Task(newer)
+    tasks = (owner, first, second)
+    lock = newer.new("struct mutex", {"owner.counter": owner.address | WAITERS})
+    headless(newer, (first, second), lock, "mutex")
+    assert found(find(first, tasks)) == ("mutex", lock, True)
+    assert found(find(second, tasks)) == ("mutex", lock, True)
+    assert find(second, tasks, trace=False) is None
+
+
+def test_an_rwsem_that_points_to_its_first_waiter(newer: Machine) -> None:
+    owner, first, second = Task(newer), Task(newer), Task(newer)
+    count = {"count.counter": RWSEM_WAITERS | RWSEM_WRITER_LOCKED}
+    lock = newer.new("struct rw_semaphore", {**count, "owner.counter": owner.address})
+    headless(newer, (first, second), lock, "rw_semaphore")
+    assert found(find(second, (owner, first, second))) == ("rwsem", lock, True)
+
+
+def test_a_variable_with_another_lock_is_not_believed(newer: Machine) -> None:
+    owner, waiter, other = Task(newer), Task(newer), Task(newer)
+    lock = newer.new("struct mutex", {"owner.counter": owner.address | WAITERS})
+    headless(newer, [waiter, other], lock, "mutex")
+    wrong = newer.new("struct mutex", {"owner.counter": owner.address | WAITERS})
+    stale: Dict[str, Any] = {"lock": Object(newer.prog, "struct mutex *", value=wrong)}
+    waiter.frames[1].variables = stale
+    assert find(waiter, (owner, waiter, other)) is None

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What tasks wait for: with FIRST_WAITER as in v7.2, where locks point to their first
+ * waiter, else as in v5.10, where they have the head of a list.
+ */
+
+/* It has the older one. */
+#define mutex mutex_of_kernel_h
+#include "kernel.h"
+#undef mutex
+
+/* include/linux/mutex_types.h, kernel/locking/mutex.h */
+
+struct mutex_waiter {
+	struct list_head list;
+	struct task_struct *task;
+	struct ww_acquire_ctx *ww_ctx;
+};
+struct mutex_waiter keep_mutex_waiter;
+
+struct mutex {
+	atomic_long_t owner;
+	raw_spinlock_t wait_lock;
+	struct optimistic_spin_queue osq;
+#ifdef FIRST_WAITER
+	struct mutex_waiter *first_waiter;
+#else
+	struct list_head wait_list;
+#endif
+};
+struct mutex keep_mutex;
+
+/* include/linux/rwsem.h, kernel/locking/rwsem.c */
+
+struct rwsem_waiter {
+	struct list_head list;
+	struct task_struct *task;
+	int type;
+	unsigned long timeout;
+};
+struct rwsem_waiter keep_rwsem_waiter;
+
+struct rw_semaphore {
+	atomic_long_t count;
+	atomic_long_t owner;
+	struct optimistic_spin_queue osq;
+	raw_spinlock_t wait_lock;
+#ifdef FIRST_WAITER
+	struct rwsem_waiter *first_waiter;
+#else
+	struct list_head wait_list;
+#endif
+};
+struct rw_semaphore keep_rw_semaphore;
+
+/* include/linux/swait.h, completion.h */
+
+struct swait_queue_head {
+	raw_spinlock_t lock;
+	struct list_head task_list;
+};
+
+struct swait_queue {
+	struct task_struct *task;
+	struct list_head task_list;
+};
+struct swait_queue keep_swait_queue;
+
+struct completion {
+	unsigned int done;
+	struct swait_queue_head wait;
+};
+struct completion keep_completion;
+
+/* kernel/workqueue.c */
+
+struct wq_barrier {
+	struct work_struct work;
+	struct completion done;
+	struct task_struct *task;
+};
+struct wq_barrier keep_wq_barrier;
+
+struct wq_flusher {
+	struct list_head list;
+	int flush_color;
+	struct completion done;
+};
+struct wq_flusher keep_wq_flusher;
+
+struct workqueue_struct {
+	struct list_head list;
+	struct wq_flusher *first_flusher;
+	struct list_head flusher_queue;
+	struct list_head flusher_overflow;
+};
+struct list_head workqueues = { &workqueues, &workqueues };
+struct workqueue_struct keep_workqueue_struct;
