@@ -15,8 +15,9 @@ from drgn_scripts.slab_leaks import Searched, SlabLeak, UnreachableObject
 from tests.dumps.conftest import ShippedDump
 from tests.dumps.test_corruption import Copy
 from vmcore_tools import runner
+from vmcore_tools.kernel import reachability
 from vmcore_tools.kernel.object_types import is_kmalloc
-from vmcore_tools.kernel.page import direct_map_offset
+from vmcore_tools.kernel.page import PageClass, direct_map_offset
 from vmcore_tools.kernel.reachability import Unreachable, unreachable_objects
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.sysctl import sysctl_headers
@@ -41,11 +42,11 @@ def leaks(shipped: ShippedDump) -> AnalysisResult:
     return next(a for a in shipped.report.analyses if a.name == "slab-leaks")
 
 
-def run_on_all_caches(shipped: ShippedDump) -> AnalysisResult:
+def run_on(shipped: ShippedDump, *caches: str) -> AnalysisResult:
     (result,) = runner.run(
         shipped.target,
         (slab_leaks.ANALYSIS,),
-        {"slab-leaks": {"caches": ("all",)}},
+        {"slab-leaks": {"caches": caches}},
         limit=None,
         progress=lambda items, _what, _total: items,
     ).analyses
@@ -57,7 +58,7 @@ def only_leaked(shipped: ShippedDump) -> Set[int]:
 
 
 def test_exactly_the_fences_that_only_leaked_references_keep(shipped: ShippedDump) -> None:
-    for result in (leaks(shipped), run_on_all_caches(shipped)):
+    for result in (leaks(shipped), run_on(shipped, "all")):
         assert result.status is Status.OK
         found = [row.address for row in rows(result, UnreachableObject)]
         assert set(found) <= only_leaked(shipped)
@@ -107,22 +108,34 @@ def test_the_stack_that_allocated_them_is_told(demo_dump: ShippedDump) -> None:
 
 
 def test_only_the_caches_that_are_named_are_judged(demo_dump: ShippedDump) -> None:
-    def searched(*names: str) -> Tuple[Any, AnalysisResult]:
-        (result,) = runner.run(
-            demo_dump.target,
-            (slab_leaks.ANALYSIS,),
-            {"slab-leaks": {"caches": names}},
-            limit=None,
-            progress=lambda items, _what, _total: items,
-        ).analyses
-        return rows(result, Searched)[0], result
-
-    cache = demo_dump.truth["leak"]["cache"]
-    found, result = searched(cache)
+    (found,) = rows(run_on(demo_dump, demo_dump.truth["leak"]["cache"]), Searched)
     assert (found.caches, found.unreachable_objects) == (1, len(only_leaked(demo_dump)))
-    found, result = searched("kmalloc-64", "no-such-cache")
+    result = run_on(demo_dump, "kmalloc-64", "no-such-cache")
+    (found,) = rows(result, Searched)
     assert (found.caches, found.unreachable_objects, result.findings) == (1, 0, ())
     assert [gap.reason for gap in result.gaps] == ["there is none with the name no-such-cache"]
+
+
+def test_pages_that_are_not_there_leave_a_doubt(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = {PageClass.ALLOCATED: 3}
+    monkeypatch.setattr(reachability, "absent_kernel_pages", lambda memory, pages: absent)
+    result = run_on(demo_dump, demo_dump.truth["leak"]["cache"])
+    assert result.status is Status.PARTIAL
+    assert [(gap.what, gap.count) for gap in result.gaps] == [("kernel page", 3)]
+    (finding,) = result.findings
+    assert finding.confidence is Confidence.SUSPECTED
+    assert finding.unread == ("kernel pages that are not in the dump",)
+
+
+def test_tagged_pointers_are_not_judged(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slab_leaks, "tags_pointers", lambda prog: True)
+    result = run_on(demo_dump, "all")
+    assert (result.status, result.findings) == (Status.PARTIAL, ())
+    assert rows(result, UnreachableObject) == ()
 
 
 def test_without_tracks_the_row_says_so(shipped: ShippedDump) -> None:
