@@ -46,6 +46,7 @@ from vmcore_tools.kernel.task import (
     task_comm,
 )
 from vmcore_tools.kernel.virtual_map import VirtualMap
+from vmcore_tools.kernel.workqueue import for_each_idle_task
 
 U64 = npt.NDArray[np.uint64]
 
@@ -288,9 +289,10 @@ NON_REFERENCES: Tuple[Optional[str], ...] = (
     "it is below the stack pointer",
     "kmemleak knows every object",
     "kfree_rcu() has it only to free it",
+    "it is the stack of an idle kworker",
 )
 _ALLOCATOR, _PAGE_STRUCT, _PAGE_TABLE, _FREE_PAGE, _FREE_STACK, _STALE = range(1, 7)
-_KMEMLEAK, _KFREE_RCU = range(7, 9)
+_KMEMLEAK, _KFREE_RCU, _IDLE_WORKER = range(7, 10)
 
 
 class Place(enum.Enum):
@@ -393,7 +395,7 @@ class Attribution:
             reason = NON_REFERENCES[reasons[i]]
             if reasons[i] == _ALLOCATOR:
                 result.append(
-                    word.reference(Place.ALLOCATOR, "free objects", word.address, 0, reason)
+                    word.reference(Place.ALLOCATOR, "lists of objects", word.address, 0, reason)
                 )
                 continue
             if page_struct[i]:
@@ -441,6 +443,7 @@ class Attribution:
         on_stack = np.flatnonzero(np.isin(stacks, self._stack_starts))
         some, which = np.unique(stacks[on_stack], return_inverse=True)
         live = np.array([self._live_start(stack) for stack in some.tolist()], dtype=np.uint64)
+        result[on_stack[np.isin(stacks[on_stack], self._idle_worker_stacks)]] = _IDLE_WORKER
         result[on_stack[addresses[on_stack] < live[which]]] = _STALE
         free = np.array(sorted(self.free_stacks), dtype=np.uint64)
         result[np.isin(stacks, free)] = _FREE_STACK
@@ -479,6 +482,21 @@ class Attribution:
         """Objects that hold nothing any more, but are not free yet."""
         page_size = self.index.memory.page_map.page_size_bytes
         return frozenset(kfree_rcu(self.index.prog, page_size).waiting.tolist())
+
+    @functools.cached_property
+    def _idle_worker_stacks(self) -> U64:
+        """
+        Stacks of workers without a work: what is left in them is of an earlier one.
+
+        The frames of ``worker_thread()`` are in use for as long as the worker
+        lives, and not each of their slots is written to.
+        """
+        stacks: Set[int] = set()
+        # Where a list breaks off, the other workers are taken for busy ones.
+        with contextlib.suppress(FaultError, ValidationError, LookupError):
+            for task in for_each_idle_task(self.index.prog):
+                stacks.add(stack_range(task)[0])
+        return np.array(sorted(stacks), dtype=np.uint64)
 
     @functools.cached_property
     def _stack_starts(self) -> U64:

@@ -15,6 +15,7 @@ from typing import Iterator, Optional
 from drgn import NULL, Object, Program, cast, container_of, offsetof
 from drgn.helpers.linux.idr import idr_find, idr_for_each_entry
 from drgn.helpers.linux.list import list_empty, validate_list_for_each_entry
+from drgn.helpers.linux.sched import task_on_cpu
 
 from vmcore_tools.kernel.symbols import symbol_address
 
@@ -167,6 +168,27 @@ def worker_is_idle(worker: Object) -> bool:
     :param worker: ``struct worker *``
     """
     return bool(worker.flags.value_() & worker.prog_.constant("WORKER_IDLE").value_())
+
+
+def for_each_idle_task(prog: Program) -> Iterator[Object]:
+    """
+    Iterate over the tasks of workers that sleep until there is a work for them.
+
+    Such a task is in ``worker_thread()`` and has no work, nor anything that
+    works gave it.
+
+    :return: Iterator of ``struct task_struct *``
+    :raises drgn.helpers.ValidationError: if a list is damaged
+    """
+    for pool in for_each_worker_pool(prog):
+        if pool_is_bh(pool):
+            continue  # its workers have no tasks
+        idle = _entries("struct worker", pool.idle_list.address_of_(), "entry", _WORKERS_MAX)
+        for worker in idle:
+            has_works = worker.current_work or not list_empty(worker.scheduled.address_of_())
+            # One that runs may be in an interrupt.
+            if worker_is_idle(worker) and not has_works and not task_on_cpu(worker.task):
+                yield worker.task.read_()
 
 
 def pool_is_managed(pool: Object) -> bool:
