@@ -322,3 +322,20 @@ def test_a_report_cannot_be_masked_later(
 def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "a" in capsys.readouterr().err
+
+
+def test_findings_of_an_analysis_that_did_not_run_before_are_not_new() -> None:
+    before, after = document(), document(findings=[leaked(5)])
+    before["analyses"] = [a for a in before["analyses"] if a["name"] != "dma-fences"]
+    made = diff(before, after, None)
+    assert rows(made, "FindingChange") == []
+    assert [(gap.what, gap.count) for gap in made.analyses[0].gaps] == [
+        ("finding of one report", 1)
+    ]
+    assert (made.complete, made.exit_code()) == (False, 3)
+
+
+def test_findings_of_reports_that_do_not_say_their_analysis_are_compared() -> None:
+    before, after = document(), document(findings=[leaked(5)])
+    del after["findings"][0]["analysis"]
+    assert [row[0] for row in rows(diff(before, after, None), "FindingChange")] == ["new"]

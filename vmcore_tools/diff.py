@@ -220,7 +220,7 @@ def _diff(before: Mapping[str, Any], after: Mapping[str, Any], limit: Optional[i
     for growing in _GROWING:
         rows = _grown_rows(growing, before, after, coverage)
         tables.append(Table(growing.row_type, tuple(rows[:limit]), len(rows)))
-    changes = list(_changes(_findings(before), _findings(after)))
+    changes = list(_changes(_findings(before, after, coverage), _findings(after, before, coverage)))
     rows = [row for row, _ in changes]
     tables.insert(0, Table(FindingChange, tuple(rows[:limit]), len(rows)))
     findings = tuple(finding for _, finding in changes if finding is not None)
@@ -323,9 +323,24 @@ def _sums(growing: _Growing, table: Mapping[str, Any]) -> Dict[_Key, Tuple[int, 
 # --- findings ------------------------------------------------------------------
 
 
-def _findings(document: Mapping[str, Any]) -> Dict[str, _Found]:
+def _findings(
+    document: Mapping[str, Any], other: Mapping[str, Any], coverage: Coverage
+) -> Dict[str, _Found]:
+    """By signature; without those of analyses that did not run for the other report."""
+    ran = {
+        str(analysis["name"])
+        for analysis in other["analyses"]
+        if Status(analysis["status"]) not in (Status.SKIPPED, Status.FAILED)
+    }
     found: Dict[str, _Found] = {}
     for finding in document["findings"]:
+        # Reports of earlier versions do not say which analysis made a finding.
+        name = finding.get("analysis")
+        if name is not None and name not in ran:
+            coverage.gap(
+                "finding of one report", f"{name} did not run for the other one, so it is left out"
+            )
+            continue
         known = found.get(finding["signature"])
         amounts = dict(known.amounts) if known else {}
         for name in _AMOUNTS:

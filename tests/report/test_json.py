@@ -84,6 +84,7 @@ def test_members_that_a_later_version_adds_are_allowed() -> None:
 def test_finding() -> None:
     found = document(full_report())["findings"][0]
     assert found == {
+        "analysis": "dma-fences",
         "rule": "VT201",
         "slug": "leaked-dma-fence",
         "severity": "error",

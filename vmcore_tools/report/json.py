@@ -31,6 +31,7 @@ def render(report: Report, *, timings: bool = False) -> str:
     found = report.findings
     with_graph = [number for number, finding in enumerate(found) if finding.graph is not None]
     graphs = {number: f"graph-{id}" for id, number in enumerate(with_graph, 1)}
+    made_by = {id(f): analysis.name for analysis in report.analyses for f in analysis.findings}
     return dump(
         {
             **head(report.tool_version, report.target),
@@ -41,7 +42,8 @@ def render(report: Report, *, timings: bool = False) -> str:
             },
             "analyses": [_analysis(a, timings) for a in report.analyses],
             "findings": [
-                _finding(finding, graphs.get(number)) for number, finding in enumerate(found)
+                _finding(finding, made_by[id(finding)], graphs.get(number))
+                for number, finding in enumerate(found)
             ],
             "graphs": {
                 id: _graph(graph)
@@ -110,8 +112,9 @@ def _analysis(analysis: AnalysisResult, timings: bool) -> Dict[str, Any]:
     return document
 
 
-def _finding(finding: Finding, graph: Optional[str]) -> Dict[str, Any]:
+def _finding(finding: Finding, analysis: str, graph: Optional[str]) -> Dict[str, Any]:
     return {
+        "analysis": analysis,
         "rule": finding.rule.id,
         "slug": finding.rule.slug,
         "severity": finding.rule.severity.name.lower(),
