@@ -66,6 +66,8 @@ from vmcore_tools.model import (
 
 #: Example addresses in a finding.
 _EXAMPLES_SHOWN = 4
+#: Contexts in a finding: each fence array has one of its own.
+_CONTEXTS_SHOWN = 16
 #: Functions that allocate fences for others.
 _WRAPPERS = "virtio_gpu_fence_alloc"
 
@@ -286,6 +288,7 @@ def _leak(
     explained = result.with_verdict(Verdict.EXPLAINED)
     is_proven = result.audit.verdict[group] == Verdict.LEAKED
     proof = Proof.of(result.audit, int(references.sum()), int(references[is_proven].sum()))
+    contexts = np.unique(every.context[group])
     evidence = [
         Evidence("references_leaked", Kind.COUNT, int(references.sum())),
         *proof.evidence,
@@ -296,7 +299,8 @@ def _leak(
         Evidence("type", Kind.TEXT, type_name),
         Evidence("ops", Kind.TEXT, ops_name),
         Evidence("objects_signaled", Kind.COUNT, int(every.signaled[group].sum())),
-        Evidence("context", Kind.NUMBER, tuple(np.unique(every.context[group]).tolist())),
+        Evidence("context", Kind.NUMBER, tuple(contexts[:_CONTEXTS_SHOWN].tolist())),
+        Evidence("contexts", Kind.COUNT, len(contexts)),
         Evidence("seqno_first", Kind.NUMBER, int(every.seqno[group].min())),
         Evidence("seqno_last", Kind.NUMBER, int(every.seqno[group].max())),
         Evidence("fences_explained", Kind.COUNT, len(explained)),

@@ -356,3 +356,22 @@ def test_held_and_emitted_and_freed_fences_are_no_leak(gpu: Gpu) -> None:
 def test_what_somebody_unknown_points_at_is_not_called_leaked(gpu: Gpu) -> None:
     gpu.machine.words(gpu.machine.alloc(8), [gpu.fence(11, True, {})])
     assert "VT201" not in [finding.rule.id for finding in run_analysis(gpu).findings]
+
+
+def test_leaked_fence_arrays_have_a_context_each(gpu: Gpu) -> None:
+    members: Dict[str, Value] = {
+        "base.ops": gpu.machine.variable("dma_fence_array_ops"),
+        "base.flags": gpu.flags("INITIALIZED", "INLINE_LOCK", "SIGNALED"),
+        f"base.{REFCOUNT}": 1,
+    }
+    for context in range(100, 120):
+        array = {**members, "base.context": context}
+        gpu.machine.put("struct dma_fence_array", gpu.free[128].pop(), array)
+
+    (finding,) = run_analysis(gpu).findings
+
+    evidence = {item.name: item.value for item in finding.evidence}
+    assert (finding.rule.id, finding.confidence) == ("VT201", Confidence.PROVEN)
+    assert finding.subject.type == "struct dma_fence_array"
+    assert evidence["references_leaked"] == evidence["contexts"] == 20
+    assert evidence["context"] == tuple(range(100, 116))
