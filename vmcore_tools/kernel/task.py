@@ -8,7 +8,7 @@ from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, StackFrame, StackTrace
+from drgn import FaultError, Object, Program, StackFrame, StackTrace, sizeof
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, task_cpu, task_on_cpu
@@ -166,9 +166,12 @@ def live_range(task: Object) -> Tuple[int, int]:
             return low, high
         if not trace[0].pc >> 63:
             return high, high  # user mode: the kernel stack is empty
-        # In an interrupt the first frames are on the interrupt stack.
+        # In an interrupt the first frames are on the interrupt stack. The registers
+        # of what it interrupts are below the stack pointer of that.
         pointers = [_sp(trace[i]) for i in range(min(len(trace), _FRAMES_MAX))]
         pointer = min((sp for sp in pointers if low <= sp < high), default=low)
+        if not low <= pointers[0] < high:
+            pointer = max(low, pointer - sizeof(task.prog_.type("struct pt_regs")))
     return (pointer - pointer % 8 if low <= pointer < high else low), high
 
 
