@@ -26,7 +26,7 @@ from vmcore_tools.kernel.locks import (
 )
 from vmcore_tools.kernel.run_queue import RunQueue
 from vmcore_tools.kernel.task import is_queued
-from vmcore_tools.kernel.virtio_gpu import for_each_virtio_gpu_device
+from vmcore_tools.kernel.virtio_gpu import for_each_emitted_fence, for_each_virtio_gpu_device
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
 from vmcore_tools.kernel.waits import Wait, WaitFinder
 from vmcore_tools.kernel.workqueue import (
@@ -111,6 +111,7 @@ class WaitChains:
         self._lost = lost
         self._todo: List[str] = []
         self._virtqueues: Optional[Dict[int, Object]] = None
+        self._fences: Optional[Dict[int, Object]] = None
 
     def add_task(self, task: Object) -> str:
         """
@@ -204,13 +205,28 @@ class WaitChains:
         elif wait.kind == "virtqueue":
             key = self._object("virtqueue", wait.object)
             yield Edge(node.key, key, "waits for space in", wait.proven)
-            work = wait.object.dequeue_work.address_of_()
-            pool = work_pool(work)
-            if work_is_pending(work) or (pool and find_worker_executing(pool, work)):
-                yield Edge(key, self._work(work), "is emptied by")
+            yield from self._emptied_by(wait.object)
         else:
             key = self._object(wait.kind, wait.object)
             yield Edge(node.key, key, "waits for", wait.proven)
+            if wait.kind == "dma_fence" and wait.object.value_() in self._emitted_fences():
+                queue = self._emitted_fences()[wait.object.value_()]
+                yield Edge(key, self._object("virtqueue", queue), "is signaled through")
+                yield from self._emptied_by(queue)
+
+    def _emptied_by(self, queue: Object) -> Iterator[Edge]:
+        """
+        The work that takes what the device has done off a queue of virtio_gpu.
+
+        It is queued by an interrupt: where it is neither queued nor running,
+        the device has not answered.
+
+        :param queue: ``struct virtio_gpu_queue *``
+        """
+        work = queue.dequeue_work.address_of_()
+        pool = work_pool(work)
+        if work_is_pending(work) or (pool and find_worker_executing(pool, work)):
+            yield Edge(self._object("virtqueue", queue), self._work(work), "is emptied by")
 
     def _named(self, wait: Optional[Wait]) -> Optional[Wait]:
         """A wait, where its wait queue is known to be of something, as a wait for that."""
@@ -233,6 +249,18 @@ class WaitChains:
             except (LookupError, FaultError):
                 pass  # no such driver, or none of its debug info
         return self._virtqueues
+
+    def _emitted_fences(self) -> Dict[int, Object]:
+        """The control queues of virtio_gpu devices, by the fences that they will signal."""
+        if self._fences is None:
+            self._fences = {}
+            try:
+                for device in for_each_virtio_gpu_device(self._prog):
+                    for fence in for_each_emitted_fence(device):
+                        self._fences[fence.f.address_of_().value_()] = device.ctrlq.address_of_()
+            except (LookupError, FaultError, ValidationError):
+                pass  # no such driver, or none of its debug info
+        return self._fences
 
     def _holder(self, node: Node) -> Optional[Holder]:
         tasks = self._finder.tasks
