@@ -349,7 +349,12 @@ def test_requirements(found: Any, info: DebugInfo, expected: Any) -> None:
 
 def test_the_projects_own_analyses_are_found_and_sound() -> None:
     found = runner.find_analyses()
-    assert [a.name for a in found[:3]] == ["dma-fences", "dump", "hung-tasks"]
+    names = [a.name for a in found]
+    assert names == sorted(names)
+    assert {"dma-fences", "dump", "hung-tasks", "slabs", "wait-graph"} <= set(names)
+    for name in names:
+        assert runner.find_own_analysis(name) in found
+    assert runner.find_own_analysis("nothing") is None
     rules = [rule for a in found for rule in a.rules]
     assert len({rule.id for rule in rules}) == len(rules)
     assert len({rule.slug for rule in rules}) == len(rules)

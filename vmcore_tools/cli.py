@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -37,7 +38,7 @@ from vmcore_tools.pages import explain_page, list_page
 from vmcore_tools.report import DEFAULT_WIDTH, json, render
 from vmcore_tools.report.format import escape
 from vmcore_tools.report.table import facts_text
-from vmcore_tools.runner import find_analyses, run
+from vmcore_tools.runner import find_analyses, find_own_analysis, run
 from vmcore_tools.target import Target, from_program, open_core, open_live, open_qemu
 
 _PROGRAM = "vmcore-tools"
@@ -172,8 +173,18 @@ def _error(name: str, message: str) -> int:
     return _USAGE_ERROR
 
 
+def _analyses(argv: Sequence[str]) -> Tuple[Analysis, ...]:
+    """All that are installed; for ``run NAME`` that one alone, as loading all takes a while."""
+    if len(argv) > 1 and argv[0] == "run" and re.fullmatch(r"[a-z][a-z-]*", argv[1]):
+        analysis = find_own_analysis(argv[1])
+        if analysis is not None:
+            return (analysis,)
+    return find_analyses()
+
+
 def _main(argv: Optional[Sequence[str]]) -> int:
-    analyses = find_analyses()
+    argv = sys.argv[1:] if argv is None else argv
+    analyses = _analyses(argv)
     parser = _parser(analyses)
     args = parser.parse_args(argv)
     if args.command == "list":

@@ -102,6 +102,16 @@ def find_analyses() -> Tuple[Analysis, ...]:
     return tuple(found.values())
 
 
+def find_own_analysis(name: str) -> Optional[Analysis]:
+    """The analysis of the package ``drgn_scripts`` with that name, without loading the others."""
+    try:
+        module = importlib.import_module(f"drgn_scripts.{name.replace('-', '_')}")
+    except (ImportError, ValueError):
+        return None
+    analysis = getattr(module, "ANALYSIS", None)
+    return analysis if isinstance(analysis, Analysis) and analysis.name == name else None
+
+
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
     if sys.version_info >= (3, 10):
         return importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)

@@ -27,8 +27,13 @@ def test_kinds_between_are_those_of_each_page_frame(start: int, end: int) -> Non
     assert INDEX.kinds_between(start, end).tolist() == expected
 
 
-def test_runs_are_cut_into_full_chunks() -> None:
-    runs = np.array([[3, 5], [10, 14], [20, 21]], dtype=np.uint64)
-    chunks = [chunk.tolist() for chunk in _chunks(runs, 3)]
-    assert chunks == [[3, 4, 10], [11, 12, 13], [20]]
+def test_short_runs_are_scanned_together_and_long_ones_alone() -> None:
+    runs = np.array([[3, 5], [10, 14], [20, 21], [100, 150], [200, 202]], dtype=np.uint64)
+    chunks = [chunk.tolist() for chunk in _chunks(runs, 20)]
+    assert chunks == [
+        [*range(100, 120)],
+        [*range(120, 140)],
+        [3, 4, 10, 11, 12, 13, 20, *range(140, 150), 200, 201],
+    ]
+    assert [len(chunk) for chunk in _chunks(runs[:3], 3)] == [2, 3, 2]
     assert list(_chunks(np.zeros((0, 2), dtype=np.uint64), 3)) == []

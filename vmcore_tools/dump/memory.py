@@ -9,12 +9,13 @@ absent page, and say which bytes they could not get.
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Program, ProgramFlags
 
+from vmcore_tools.dump.kept_pages import KeptPages
 from vmcore_tools.dump.page_map import PageMap
 from vmcore_tools.dump.plain_file import PlainFile
 
@@ -52,9 +53,7 @@ class Memory:
     page_map: PageMap
     plain: Optional[PlainFile] = None
     held_bytes_max: int = HELD_BYTES
-    _kept: Dict[int, Tuple[Bytes, Flags]] = dataclasses.field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _kept: List[KeptPages] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
     def read_pages(self, pfns: Pfns, buffer: Optional[Bytes] = None) -> Tuple[Bytes, Flags]:
         """
@@ -67,7 +66,9 @@ class Memory:
             (n,): which rows were read; the others are zero
         """
         if self._keeps():
-            return self._kept_pages(pfns)
+            if not self._kept:
+                self._kept.append(KeptPages(self.page_map, self._read_run))
+            return self._kept[0].pages(pfns, buffer)
         return self._read_present(pfns, buffer)
 
     @property
@@ -87,23 +88,6 @@ class Memory:
         size_bytes = self.page_map.present_pages * self.page_map.page_size_bytes
         return not live and size_bytes <= self.held_bytes_max
 
-    def _kept_pages(self, pfns: Pfns) -> Tuple[Bytes, Flags]:
-        """As :meth:`read_pages`, by blocks of pages that are read once."""
-        page_size = self.page_map.page_size_bytes
-        data = np.zeros((len(pfns), page_size), dtype=np.uint8)
-        read = np.zeros(len(pfns), dtype=bool)
-        block_pages = np.uint64(max(1, CHUNK_BYTES // page_size))
-        blocks, starts = np.unique(pfns // block_pages, return_index=True)
-        for block, start, end in zip(blocks.tolist(), starts, [*starts[1:], len(pfns)]):
-            if block not in self._kept:
-                first = block * int(block_pages)
-                frames = np.arange(first, first + int(block_pages), dtype=np.uint64)
-                self._kept[block] = self._read_present(frames)
-            rows = (pfns[start:end] % block_pages).astype(np.int64)
-            data[start:end] = self._kept[block][0][rows]
-            read[start:end] = self._kept[block][1][rows]
-        return data, read
-
     def _read_present(self, pfns: Pfns, buffer: Optional[Bytes] = None) -> Tuple[Bytes, Flags]:
         page_size = self.page_map.page_size_bytes
         whole = self._read_whole(pfns, buffer)
@@ -119,7 +103,8 @@ class Memory:
         for run in np.split(present, breaks):
             for start in range(0, len(run), pages_max):
                 rows = run[start : start + pages_max]
-                self._read_run(pfns, rows, data, read)
+                part = slice(int(rows[0]), int(rows[-1]) + 1)
+                self._read_run(int(pfns[part.start]), data[part], read[part])
         return data, read
 
     def _read_whole(self, pfns: Pfns, buffer: Optional[Bytes]) -> Optional[Bytes]:
@@ -144,20 +129,24 @@ class Memory:
             return None
         return np.frombuffer(raw, dtype=np.uint8).reshape(count, page_size)
 
-    def _read_run(self, pfns: Pfns, rows: npt.NDArray[np.intp], data: Bytes, read: Flags) -> None:
+    def _read_run(self, first: int, data: Bytes, read: Flags) -> None:
+        """Read page frames that follow one another, and note which could be read."""
         page_size = self.page_map.page_size_bytes
-        first, count = int(rows[0]), len(rows)
+        count = len(data)
+        if self.plain is not None and self.plain.read(first, data):
+            read[:] = True
+            return
         try:
-            raw = self.prog.read(int(pfns[first]) * page_size, count * page_size, physical=True)
+            raw = self.prog.read(first * page_size, count * page_size, physical=True)
         except FaultError:
             # Promised by the map, but damaged: keep what can be had.
             if count > 1:
                 middle = count // 2
-                self._read_run(pfns, rows[:middle], data, read)
-                self._read_run(pfns, rows[middle:], data, read)
+                self._read_run(first, data[:middle], read[:middle])
+                self._read_run(first + middle, data[middle:], read[middle:])
             return
-        data[first : first + count] = np.frombuffer(raw, dtype=np.uint8).reshape(count, page_size)
-        read[first : first + count] = True
+        data[:] = np.frombuffer(raw, dtype=np.uint8).reshape(count, page_size)
+        read[:] = True
 
     def read_virtual(self, address: int, size: int) -> Tuple[Bytes, Flags]:
         """

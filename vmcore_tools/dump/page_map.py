@@ -91,6 +91,17 @@ class PageMap:
         """Bool array: which of *pfns* (any shape and order) can be read."""
         return _in_runs(self.runs, pfns)
 
+    def present_between(self, start: int, end: int) -> npt.NDArray[np.bool_]:
+        """As :meth:`present`, for the page frames ``[start, end)``; faster."""
+        low = int(np.searchsorted(self.runs[:, 1], start, side="right"))
+        high = int(np.searchsorted(self.runs[:, 0], end, side="left"))
+        inside = np.clip(self.runs[low:high].astype(np.int64), start, end) - start
+        change = np.zeros(end - start + 1, dtype=np.int8)
+        change[inside[:, 0]] = 1
+        change[inside[:, 1]] -= 1  # runs do not touch
+        result: npt.NDArray[np.bool_] = np.cumsum(change[:-1], dtype=np.int8) > 0
+        return result
+
     def has_run(self, start: int, end: int) -> bool:
         """Whether all of the page frames ``[start, end)`` can be read."""
         at = int(np.searchsorted(self.runs[:, 0], start, side="right")) - 1

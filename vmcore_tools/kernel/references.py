@@ -218,12 +218,18 @@ def kernel_runs(memory: Memory, pages: PageIndex) -> U64:
     """Runs of present page frames that can hold kernel data: array of shape (n, 2)."""
     is_kernel = np.ones(256, dtype=bool)
     is_kernel[list(NOT_KERNEL)] = False
+    runs = memory.page_map.runs
     parts = [np.zeros((0, 2), dtype=np.int64)]
-    for start, end in memory.page_map.runs.tolist():
-        for first in range(start, end, _FRAMES_AT_ONCE):
-            kernel = is_kernel[pages.kinds_between(first, min(end, first + _FRAMES_AT_ONCE))]
-            edges = np.flatnonzero(np.diff(kernel, prepend=False, append=False))
-            parts.append(first + edges.reshape(-1, 2))
+    # Windows that begin where the dump has something: there can be wide gaps.
+    first, last = (int(runs[0, 0]), int(runs[-1, 1])) if len(runs) else (0, 0)
+    while first < last:
+        end = min(last, first + _FRAMES_AT_ONCE)
+        kernel = is_kernel[pages.kinds_between(first, end)]
+        kernel &= memory.page_map.present_between(first, end)
+        edges = np.flatnonzero(np.diff(kernel, prepend=False, append=False))
+        parts.append(first + edges.reshape(-1, 2))
+        next_run = int(np.searchsorted(runs[:, 1], end, side="right"))
+        first = max(end, int(runs[next_run, 0])) if next_run < len(runs) else last
     return np.concatenate(parts).astype(np.uint64)
 
 

@@ -75,11 +75,12 @@ def ops_tables(prog: Program, ops_type_names: Sequence[str]) -> Dict[str, Dict[i
     for name in ops_type_names:
         cache.setdefault(name, {})
     if wanted:
+        of_size: Dict[int, List[str]] = {}
+        for name, size in wanted.items():
+            of_size.setdefault(size, []).append(name)
         for symbol in prog.symbols():
-            if symbol.kind != SymbolKind.OBJECT:
-                continue
-            for name, size in wanted.items():
-                if symbol.size == size and _is_of_type(prog, symbol.name, name):
+            for name in of_size.get(symbol.size, ()):
+                if symbol.kind == SymbolKind.OBJECT and _is_of_type(prog, symbol.name, name):
                     cache[name][symbol.address] = symbol.name
     return {name: cache[name] for name in ops_type_names}
 
