@@ -246,7 +246,7 @@ def test_runs_and_presence_are_the_bits_that_were_set(pfns: set) -> None:  # typ
 
 def test_present_frames_of_a_window_are_those_of_the_runs() -> None:
     page_map = PageMap("test", 4096, merge_runs([(3, 5), (10, 14), (20, 21)]))
-    for start in range(0, 25):
+    for start in range(25):
         for end in range(start, 26):
             pfns = np.arange(start, end, dtype=np.uint64)
             between = page_map.present_between(start, end)
