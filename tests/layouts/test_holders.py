@@ -550,15 +550,17 @@ def test_the_files_in_messages(machine: Machine, monkeypatch: pytest.MonkeyPatch
             Object(machine.prog, "struct unix_sock *", value=address) for address in sockets
         ],
     )
-    # One that is in no queue, and one that is in a queue as well.
+    # One that is in no queue, one that is in a queue as well, and something else.
+    machine.put("struct scm_fp_list", other, {"count": -1})
     sending = machine.new("struct scm_fp_list", {"count": 2})
     machine.words(sending + first, [other, passed])
     monkeypatch.setattr(
-        "vmcore_tools.kernel.scm_rights._lists", lambda index: addresses([many, sending])
+        "vmcore_tools.kernel.scm_rights._lists", lambda index: addresses([many, sending, other])
     )
     index = FilesOnly(machine)
     found, passing = files_in_flight(index, addresses([passed]))  # type: ignore[arg-type]
     assert (passing.word.tolist(), passing.owner.tolist()) == ([sending + first + 8], [sending])
+    assert passing.unread == ()
     assert list(zip(found.word.tolist(), found.owner.tolist())) == [
         (many + first + 8, sockets[0]),
         (many + first + 16, sockets[0]),

@@ -38,7 +38,8 @@ def files_in_flight(index: SlabIndex, files: U64) -> Tuple[FileReferences, FileR
             unread.append(socket.value_())
     queued = _files_of_lists(index.prog, lists, files)
     others = {address: address for address in _lists(index).tolist() if address not in lists}
-    passing = _files_of_lists(index.prog, others, files)
+    # What has no plausible number of files is something else.
+    passing = dataclasses.replace(_files_of_lists(index.prog, others, files), unread=())
     unread += queued.unread
     return dataclasses.replace(queued, unread=tuple(unread)), passing
 
