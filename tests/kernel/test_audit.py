@@ -147,6 +147,13 @@ def test_a_place_that_points_at_many_is_a_holder() -> None:
     assert (result.verdict[:3] == Verdict.UNKNOWN_HOLDER).all()
 
 
+def test_an_object_that_points_at_many_is_a_holder() -> None:
+    """An array of pointers: each is at another offset."""
+    pointers = {i: [stray(i, 8 * i)] for i in range(3)}
+    result = with_likely_leaks(audited(200, pointers), np.zeros(203))
+    assert (result.verdict[:3] == Verdict.UNKNOWN_HOLDER).all()
+
+
 def test_garbage_is_believed_only_of_the_same_kind() -> None:
     kinds = np.zeros(101)
     kinds[0] = 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -286,19 +286,26 @@ def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:
     unknown = np.flatnonzero(
         np.isin(result.verdict, [Verdict.UNKNOWN_HOLDER, Verdict.NOT_JUDGED])
     ).tolist()
-    places = Counter(place for i in unknown for place in {_place(r) for r in result.pointers[i]})
+    places = Counter(place for i in unknown for place in _places(result.pointers[i]))
     for i in unknown:
-        # A holder has its pointers in one place of many objects; garbage is rare.
-        most = max(places[_place(reference)] for reference in result.pointers[i])
+        # A holder has its pointers in one place of many objects, or many of
+        # them in one object; garbage is rare.
+        most = max(places[place] for place in _places(result.pointers[i]))
         if most * _LEAKS_FOR_A_STRAY <= leaking[kinds[i]]:
             verdict[i] = Verdict.LIKELY_LEAKED
     return dataclasses.replace(result, verdict=verdict)
 
 
-def _place(reference: Reference) -> Tuple[Place, str, int]:
-    """Where a pointer is, alike for all objects of a cache."""
-    offset = reference.offset if reference.place == Place.SLAB_OBJECT else reference.address
-    return reference.place, reference.holder, offset
+def _places(references: Sequence[Reference]) -> Set[Tuple[Any, ...]]:
+    """Where pointers are: alike for all objects of a cache, and in which object."""
+    places: Set[Tuple[Any, ...]] = set()
+    for reference in references:
+        in_slab = reference.place == Place.SLAB_OBJECT
+        offset = reference.offset if in_slab else reference.address
+        places.add((reference.place, reference.holder, offset))
+        if reference.container:
+            places.add((reference.place, reference.container))
+    return places
 
 
 def _with_tasks(pointers: Sequence[Reference]) -> int:
