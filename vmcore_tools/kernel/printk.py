@@ -31,6 +31,8 @@ class LogRecord(NamedTuple):
     :ivar level: log level
     :ivar text: the message
     :ivar caller_tid: the thread that wrote it, None if unknown or not in a task
+    :ivar facility: 0 for what the kernel wrote itself
+    :ivar caller_cpu: the CPU that wrote it in an interrupt, None if unknown
     """
 
     seq: int
@@ -38,6 +40,8 @@ class LogRecord(NamedTuple):
     level: int
     text: bytes
     caller_tid: Optional[int]
+    facility: int = 0
+    caller_cpu: Optional[int] = None
 
 
 def log_records(prog: Program) -> List[LogRecord]:
@@ -58,7 +62,7 @@ def log_records(prog: Program) -> List[LogRecord]:
 def _buffer_records(prog: Program) -> List[LogRecord]:
     """The log before v5.10; mirrors ``log_next()`` of kernel/printk/printk.c."""
     record_type = prog.type("struct printk_log")
-    members = {"ts_nsec": "ts_nsec", "len": "len", "text_len": "text_len"}
+    members = {name: name for name in ("ts_nsec", "len", "text_len", "facility")}
     # 15ff2069cb7f ("printk: Add caller information to printk() output.") in v5.1.
     if record_type.has_member("caller_id"):
         members["caller_id"] = "caller_id"
@@ -78,14 +82,16 @@ def _buffer_records(prog: Program) -> List[LogRecord]:
             text, behind = index + dtype.itemsize, index + int(fields["len"])
             if behind < text:
                 break
-            caller = int(fields["caller_id"]) if "caller_id" in members else _CALLER_IS_CPU
+            caller = int(fields["caller_id"]) if "caller_id" in members else None
             records.append(
                 LogRecord(
                     seq,
                     int(fields["ts_nsec"]),
                     data[index + level_offset] >> 5,
                     data[text : min(text + int(fields["text_len"]), behind)],
-                    None if caller & _CALLER_IS_CPU else caller,
+                    _caller_tid(caller),
+                    int(fields["facility"]),
+                    _caller_cpu(caller),
                 )
             )
             index = behind
@@ -109,7 +115,7 @@ def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
     infos = _array(
         desc_ring.infos,
         count,
-        {"seq": "seq", "ts_nsec": "ts_nsec", "text_len": "text_len", "caller_id": "caller_id"},
+        {name: name for name in ("seq", "ts_nsec", "text_len", "facility", "caller_id")},
     )
     level_offset = _level_offset(prog.type("struct printk_info"))
     levels = infos.view(np.uint8).reshape(count, -1)[:, level_offset] >> 5
@@ -142,10 +148,22 @@ def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
                 int(infos["ts_nsec"][i]),
                 int(levels[i]),
                 text,
-                None if caller & _CALLER_IS_CPU else caller,
+                _caller_tid(caller),
+                int(infos["facility"][i]),
+                _caller_cpu(caller),
             )
         )
     return records
+
+
+def _caller_tid(caller_id: Optional[int]) -> Optional[int]:
+    return None if caller_id is None or caller_id & _CALLER_IS_CPU else caller_id
+
+
+def _caller_cpu(caller_id: Optional[int]) -> Optional[int]:
+    if caller_id is None or not caller_id & _CALLER_IS_CPU:
+        return None
+    return caller_id & ~_CALLER_IS_CPU
 
 
 def block_text(data: bytes, begin: int, next_: int, text_len: int) -> Optional[bytes]:
