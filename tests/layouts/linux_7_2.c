@@ -164,7 +164,6 @@ struct sync_file {
 struct sync_file keep_sync_file;
 
 struct kmem_cache;
-struct kmem_cache *__filp_cache;
 
 /* include/drm/gpu_scheduler.h */
 

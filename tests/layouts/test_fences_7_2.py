@@ -61,8 +61,8 @@ class Gpu:
             cache = slabs.cache(b"kmalloc-%d" % size, size)
             self.free[size] = slabs.slab(cache)
         files = slabs.cache(b"filp", 256)
+        # As on the real v7.2: no variable points to the cache, only its name tells it.
         self.files = slabs.slab(files)
-        machine.set_variable("__filp_cache", files.address)
         self.emitted: List[int] = []
         machine.link(self.list)
 

@@ -90,7 +90,7 @@ def _files(index: SlabIndex) -> Tuple[U64, U64]:
     if cached is not None and cached[0] is index:
         return cached[1:]
     addresses, ops = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.uint64)]
-    cache = index.cache_number(_file_cache(prog))
+    cache = _file_cache_number(index)
     if cache is not None:
         offset = offsetof(prog.type("struct file"), "f_op")
         for batch in index.batches(np.flatnonzero(index.cache == cache)):
@@ -105,11 +105,17 @@ def _files(index: SlabIndex) -> Tuple[U64, U64]:
     return found
 
 
-def _file_cache(prog: Program) -> Object:
+def _file_cache_number(index: SlabIndex) -> Optional[int]:
     try:
-        return prog["filp_cachep"].read_()
+        return index.cache_number(index.prog["filp_cachep"].read_())
     except KeyError:
-        return prog["__filp_cache"].read_()  # a runtime constant in v7.2
+        # A runtime constant in v7.2: the instructions have it, and no variable need be left.
+        # SLAB_TYPESAFE_BY_RCU keeps the cache from being merged with others, so that it has
+        # its name for itself.
+        named = [number for number, known in enumerate(index.caches) if known.name == "filp"]
+        if not named:
+            raise LookupError("there is no slab cache filp") from None
+        return named[0]
 
 
 def file_counts(
