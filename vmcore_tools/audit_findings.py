@@ -14,6 +14,7 @@ from drgn import Program
 from vmcore_tools.analysis import Context
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.audit import Audit, Verdict
+from vmcore_tools.kernel.kfree_rcu import kfree_rcu
 from vmcore_tools.kernel.kmemleak import kmemleak_reported, kmemleak_state
 from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.recorded_tasks import RecordedTasks
@@ -104,7 +105,8 @@ class Dangling:
         """
         kinds = {kind for kinds in result.stale.kinds for kind in kinds}
         kinds.update(kind for kind, counts in result.holders.items() if counts[alive].any())
-        sure = result.can_prove_dangling
+        # An interrupt's stack is no task's: who is there may be dropping a reference.
+        sure = result.can_prove_dangling and not any(i in result.pointers for i in alive.tolist())
         return Dangling(
             Confidence.PROVEN if sure else Confidence.LIKELY,
             tuple(sorted(kinds)),
@@ -154,6 +156,8 @@ def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -
         )
     if result.pages_unread:
         ctx.coverage.gap("kernel page", "it is not in the dump", count=result.pages_unread)
+    for address, reason in kfree_rcu(ctx.prog, ctx.memory.page_map.page_size_bytes).unread:
+        ctx.coverage.gap("list of kfree_rcu()", reason, address)
     impossible = int((result.verdict == Verdict.IMPOSSIBLE).sum())
     if impossible:
         ctx.coverage.gap("reference count", f"{what} cannot have such a one", count=impossible)

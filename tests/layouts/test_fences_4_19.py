@@ -17,7 +17,13 @@ from drgn import offsetof
 from drgn_scripts.dma_fences import ANALYSIS
 from tests.layouts.machine import Machine, Value
 from tests.layouts.slabs import SLAB_STORE_USER, Slabs
-from vmcore_tools.kernel.dma_fence import DMA_FENCE, by_name, fences, with_callbacks
+from vmcore_tools.kernel.dma_fence import (
+    DMA_FENCE,
+    by_name,
+    fences,
+    reserved_fences,
+    with_callbacks,
+)
 from vmcore_tools.kernel.fence_holders import fence_holders
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.kernel.typed_objects import find_embedded
@@ -221,7 +227,8 @@ def test_the_reservation_object_of_a_gem_object_s_buffer(machine: Machine) -> No
     """TTM has it; the GEM object itself has none before v5.2."""
     gpu, prog = Gpu(machine), machine.prog
     exclusive, *shared = (gpu.fence(seqno, 1) for seqno in (17, 18, 19))
-    table = machine.new("struct reservation_object_list", {"shared_count": 2}, 16)
+    counts = {"shared_count": 2, "shared_max": 4}
+    table = machine.new("struct reservation_object_list", counts, 16)
     slots = offsetof(prog.type("struct reservation_object_list"), "shared")
     machine.words(table + slots, shared)
     gem = machine.new(
@@ -298,3 +305,16 @@ def test_what_somebody_unknown_points_at_is_not_called_leaked(machine: Machine) 
     gpu = Gpu(machine)
     machine.words(machine.alloc(8), [gpu.fence(17, 1)])
     assert "VT201" not in [finding.rule.id for finding in run_analysis(machine).findings]
+
+
+def test_a_list_with_more_fences_than_it_has_room_for_holds_nothing(machine: Machine) -> None:
+    """What stands behind it would be taken for its fences."""
+    gpu, prog = Gpu(machine), machine.prog
+    fences = [gpu.fence(seqno, 1) for seqno in (17, 18)]
+    counts = {"shared_count": 2, "shared_max": 1}
+    table = machine.new("struct reservation_object_list", counts, 16)
+    slots = offsetof(prog.type("struct reservation_object_list"), "shared")
+    machine.words(table + slots, fences)
+    reservation = machine.new("struct reservation_object", {"fence": table})
+    held = reserved_fences(prog, [reservation])
+    assert (held.fence.tolist(), held.unread) == ([], (table,))

@@ -140,6 +140,7 @@ class Memory:
             raw = self.prog.read(first * page_size, count * page_size, physical=True)
         except FaultError:
             # Promised by the map, but damaged: keep what can be had.
+            data[:] = 0  # a short read of the file itself may have left a part
             if count > 1:
                 middle = count // 2
                 self._read_run(first, data[:middle], read[:middle])

@@ -38,6 +38,8 @@ from vmcore_tools.kernel.virtual_map import virtual_map
 # drops or takes references after it was set moves it a little.
 _REFCOUNT_SATURATED = -(1 << 30)
 _SATURATED_RANGE = 1 << 20
+#: Nobody takes as many; memory that was written over may look as if.
+_REFCOUNT_MAX = 1 << 20
 #: Proven leaks for each pointer that is taken for garbage.
 _LEAKS_FOR_A_STRAY = 100
 
@@ -214,8 +216,9 @@ def count_holders(
             held = np.minimum(held, np.maximum(objects.refcount - total, 0))
         total += held
         counts[group.kind] = counts[group.kind] + held if group.kind in counts else held
-    excess = np.where(objects.refcount < 0, 0, np.maximum(total - objects.refcount, 0))
-    return counts, np.maximum(objects.refcount - total, 0), excess
+    possible = (objects.refcount >= 0) & (objects.refcount <= _REFCOUNT_MAX)
+    left = np.where(possible, np.maximum(objects.refcount - total, 0), 0)
+    return counts, left, np.where(possible, np.maximum(total - objects.refcount, 0), 0)
 
 
 def verdicts_of_counts(refcount: Counts, left: Counts, excess: Counts) -> npt.NDArray[np.int8]:
@@ -229,7 +232,7 @@ def verdicts_of_counts(refcount: Counts, left: Counts, excess: Counts) -> npt.ND
     """
     verdict = np.full(len(refcount), Verdict.EXPLAINED, dtype=np.int8)
     verdict[refcount == 0] = Verdict.FREEING
-    verdict[refcount < 0] = Verdict.IMPOSSIBLE
+    verdict[(refcount < 0) | (refcount > _REFCOUNT_MAX)] = Verdict.IMPOSSIBLE
     verdict[abs(refcount - _REFCOUNT_SATURATED) < _SATURATED_RANGE] = Verdict.SATURATED
     verdict[left > 0] = Verdict.LEAKED
     verdict[excess > 0] = Verdict.DANGLING
@@ -246,6 +249,11 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
     counts, left, excess = count_holders(objects, holders)
     verdict = verdicts_of_counts(objects.refcount, left, excess)
     stale, unknown_held = _held_elsewhere(index, objects, holders)
+    changing = bool(index.prog.flags & ProgramFlags.IS_LIVE)
+    if changing:
+        # What was allocated since the slabs were read is free there.
+        unknown_held = np.union1d(unknown_held, stale.address)
+        stale = _chosen(stale, np.zeros(len(stale.address), dtype=bool))
     found = _look_for_pointers(index, objects, (left > 0) | (excess > 0), stale, holders, progress)
     verdict[(left > 0) & ~described.driver_known & ~described.at_rest] = Verdict.LIKELY_LEAKED
     for i, pointers in found.to_object.items():
@@ -267,7 +275,7 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
         unknown_held,
         found.pages_unread,
         found.registers_unread,
-        bool(index.prog.flags & ProgramFlags.IS_LIVE),
+        changing,
     )
 
 

@@ -33,7 +33,7 @@ from vmcore_tools.kernel.files import (
     outgrown_descriptor_words,
 )
 from vmcore_tools.kernel.found_fences import found_fences
-from vmcore_tools.kernel.layout import as_structs, field_dtype
+from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
 
@@ -154,6 +154,9 @@ class _Walk:
             devices = list(for_each_drm_device(self.prog))
         except LookupError:
             return  # a kernel without DRM
+        except (FaultError, ValidationError) as error:
+            self.gaps.append(("DRM devices", f"the walk broke off: {error}", None))
+            devices = []
         for device in devices:
             try:
                 for file in for_each_drm_file(device):
@@ -163,10 +166,23 @@ class _Walk:
             except (FaultError, ValidationError) as error:
                 self.gaps.append(("DRM files", f"the walk broke off: {error}", device.value_()))
         gems = sorted(living - ending)
-        self._hold("gem", dma_bufs_of_gems(self.prog, gems))
+        with_handles, without = self._by_handles(gems)
+        self._hold("gem", dma_bufs_of_gems(self.prog, with_handles))
+        # drm_gem_object_exported_dma_buf_free() puts the dma-buf and then clears the pointer.
+        self._hold("gem", dma_bufs_of_gems(self.prog, without), at_most=True)
         self._hold("import", dma_bufs_of_imports(self.prog, gems))
         # drm_prime_gem_destroy() puts the dma-buf and leaves the pointers.
         self._hold("import", dma_bufs_of_imports(self.prog, sorted(ending)), at_most=True)
+
+    def _by_handles(self, gems: List[int]) -> Tuple[List[int], List[int]]:
+        """GEM objects that have a handle, and those that do not."""
+        dtype = field_dtype(self.prog.type("struct drm_gem_object"), {"handles": "handle_count"})
+        structs, _ = read_structs(self.prog, gems, dtype)
+        has = structs["handles"] > 0
+        return (
+            [gem for gem, yes in zip(gems, has) if yes],
+            [gem for gem, yes in zip(gems, has) if not yes],
+        )
 
     def _gems_by_operations(self) -> Tuple[Set[int], Set[int]]:
         """Addresses of GEM objects that are used, and of those that are being freed."""

@@ -157,14 +157,21 @@ def reserved_fences(prog: Program, reservations: Sequence[int]) -> HeldFences:
         words += np.uint64(offsetof(resv_type, "fence_excl"))
         pairs.append((owners["exclusive"].astype(np.uint64), words))
 
-    count_member, slots_member = ("num_fences", "table") if one_list else ("shared_count", "shared")
+    count_member, max_member, slots_member = (
+        ("num_fences", "max_fences", "table")
+        if one_list
+        else ("shared_count", "shared_max", "shared")
+    )
     slots_offset = offsetof(list_type, slots_member)
     lists = [int(address) for address in owners["list"] if address]
-    heads, read = read_structs(prog, lists, field_dtype(list_type, {"count": count_member}))
-    unread += [address for address, ok in zip(lists, read) if not ok]
-    for address, count in zip(lists, heads["count"].tolist()):
+    members = {"count": count_member, "max": max_member}
+    heads, read = read_structs(prog, lists, field_dtype(list_type, members))
+    # What stands behind a damaged list is nobody's slot.
+    sound = read & (heads["count"] <= heads["max"]) & (heads["count"] <= _FENCES_MAX)
+    unread += [address for address, ok in zip(lists, sound) if not ok]
+    for address, count, ok in zip(lists, heads["count"].tolist(), sound):
         first = address + slots_offset
-        slots = [first + 8 * i for i in range(min(count, _FENCES_MAX))]
+        slots = [first + 8 * i for i in range(count if ok else 0)]
         values, read = read_structs(prog, slots, _POINTER)
         unread += [slot for slot, ok in zip(slots, read) if not ok]
         # The list's slots carry the usage in their lowest bits from v5.19 on.

@@ -28,7 +28,8 @@ class FenceArrays:
 
     :ivar fence: uint64 array of shape (n,): the ``struct dma_fence *`` in each
     :ivar slots: uint64 array of shape (n,): the ``struct dma_fence **`` of each
-    :ivar unread: the fences in those that could not be read
+    :ivar count: int64 array of shape (n,): of slots
+    :ivar unread: the fences in those that could not be read, or have too many slots
     """
 
     def __init__(self, prog: Program, fences: U64) -> None:
@@ -42,12 +43,13 @@ class FenceArrays:
             "flags": flags_member(self._type, "work"),
         }
         structs, read = read_structs(prog, address.tolist(), field_dtype(self._type, members))
+        read = read & (structs["count"] <= _FENCES_MAX)
         structs = structs[read]
         self.fence: U64 = fences[read]
         self.slots: U64 = structs["slots"].astype(np.uint64)
         self.unread: Tuple[int, ...] = tuple(fences[~read].tolist())
         self._address = address[read]
-        self._count = np.minimum(structs["count"].astype(np.int64), _FENCES_MAX)
+        self.count = structs["count"].astype(np.int64)
         self._work_is_claimed = structs["flags"].astype(np.uint64) & np.uint64(CLAIMED) != 0
 
     def held(self) -> HeldFences:
@@ -99,7 +101,7 @@ class FenceArrays:
         :param slots_end: uint64 array of shape (n,): where the memory of the slots ends
         :return: uint64 array: addresses of the words
         """
-        used = self.slots + self._count.astype(np.uint64) * np.uint64(_WORD_BYTES)
+        used = self.slots + self.count.astype(np.uint64) * np.uint64(_WORD_BYTES)
         behind = [
             np.arange(start, end, _WORD_BYTES, dtype=np.uint64)
             for start, end in zip(used.tolist(), slots_end.tolist())
@@ -115,8 +117,6 @@ class FenceArrays:
         :param table: uint64 array of shape (n,): where they begin
         :return: for each item the position of its array, and its address
         """
-        array = np.repeat(np.arange(len(self._count)), self._count)
-        number = np.arange(len(array)) - np.repeat(
-            np.cumsum(self._count) - self._count, self._count
-        )
+        array = np.repeat(np.arange(len(self.count)), self.count)
+        number = np.arange(len(array)) - np.repeat(np.cumsum(self.count) - self.count, self.count)
         return array, table[array] + (number * item_bytes).astype(np.uint64)

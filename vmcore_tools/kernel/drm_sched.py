@@ -21,7 +21,7 @@ from vmcore_tools.kernel.layout import field_dtype, read_structs
 #: Bounds that no machine reaches; a damaged list must end.
 _LIST_MAX = 1_000_000
 _RUN_QUEUES_MAX = 1024
-_DEPTH_MAX = 11
+_NODES_MAX = 100_000
 
 #: The operations table of the fence at the front of a ``struct drm_sched_fence``.
 SCHEDULED_OPS = "drm_sched_fence_ops_scheduled"
@@ -174,18 +174,20 @@ def _slots(array: Object) -> _Pairs:
     entry, word = array.xa_head.value_(), array.xa_head.address_
     assert word is not None
     pairs: _Pairs = []
-    pending = [(entry, word, 0)]
+    pending = [(entry, word)]
+    seen: Set[int] = set()
     while pending:
-        entry, word, depth = pending.pop()
+        entry, word = pending.pop()
         if not entry & 3:
             if entry:
                 pairs.append((entry, word))
         elif entry & 3 == 2 and entry > 4096:  # xa_is_node()
-            if depth > _DEPTH_MAX:
+            if entry in seen or len(seen) > _NODES_MAX:
                 raise ValidationError("an XArray does not end")
+            seen.add(entry)
             slots = Object(array.prog_, "struct xa_node *", value=entry - 2).slots
             for i in range(len(slots)):
                 slot = slots[i]
                 assert slot.address_ is not None
-                pending.append((slot.value_(), slot.address_, depth + 1))
+                pending.append((slot.value_(), slot.address_))
     return pairs

@@ -110,10 +110,7 @@ class _Walk:
         prog = self.prog
         found = found_fences(self.index)
         every = found.fences
-        try:
-            devices = list(for_each_virtio_gpu_device(prog))
-        except LookupError:
-            devices = []  # a kernel without DRM
+        devices = self._devices(for_each_virtio_gpu_device(prog))
         addresses, ops = every.found.address, every.found.ops
         virtio_gpu = np.zeros(len(addresses), dtype=bool)
         last_completed = np.full(len(addresses), -1, dtype=np.int64)
@@ -181,6 +178,12 @@ class _Walk:
             self.gaps.append((what, f"the walk broke off: {error}", None))
         return walked
 
+    def _devices(self, devices: Iterator[Object]) -> List[Object]:
+        try:
+            return self._items("DRM devices", devices)
+        except LookupError:
+            return []  # a kernel without DRM
+
     def _driver(self, device: Object) -> None:
         """Fences on the driver's list, and those of an update of a plane."""
         emitted = self._items("emitted fences", for_each_emitted_fence(device))
@@ -200,8 +203,7 @@ class _Walk:
             ),
             at_most=True,
         )
-        planes = self._items("planes", for_each_plane(device.ddev))
-        waits = [plane.state.fence for plane in planes if plane.state and plane.state.fence]
+        waits = self._items("planes", _fences_of_planes(device.ddev))
         self._hold(
             "plane",
             HeldFences(
@@ -236,7 +238,7 @@ class _Walk:
             return  # a kernel without dma-buf
 
     def _reservations_of_handles(self, known: Set[int]) -> Iterator[int]:
-        for device in for_each_drm_device(self.prog):
+        for device in self._devices(for_each_drm_device(self.prog)):
             try:
                 for file in for_each_drm_file(device):
                     for _, gem in for_each_gem_handle(file):
@@ -269,7 +271,7 @@ class _Walk:
             syncobjs.update(syncobjs_of_files(self.index))
         try:
             self.prog.type("struct drm_syncobj")
-            devices = list(for_each_drm_device(self.prog))
+            devices = self._devices(for_each_drm_device(self.prog))
         except LookupError:
             return  # a kernel without them
         for device in devices:
@@ -285,10 +287,18 @@ class _Walk:
         if not len(fences):
             return
         arrays = FenceArrays(self.prog, fences)
+        start, size = slots_around(self.index, arrays.slots)
+        damaged = (start == arrays.slots) & (size > 1) & (arrays.count * 8 > size)
+        if damaged.any():
+            self.gaps += [
+                ("array", "it has more fences than fit its memory", address)
+                for address in arrays.fence[damaged].tolist()
+            ]
+            arrays = FenceArrays(self.prog, arrays.fence[~damaged])
+            start, size = slots_around(self.index, arrays.slots)
         self._hold("array", arrays.held(), at_most)
         self._hold("callback", arrays.callbacks(), at_most)
         self._hold("callback", HeldFences(arrays.with_irq_work(), _words([])), at_most=True)
-        start, size = slots_around(self.index, arrays.slots)
         # Where the slots are a part of something else, what is behind them is that.
         end = np.where(start == arrays.slots, start + size.astype(np.uint64), arrays.slots)
         self.holders.append(Holders("weak", _words([]), arrays.stale_words(end)))
@@ -301,6 +311,13 @@ class _Walk:
         armed = armed_chains(prog, every)
         own = armed[np.isin(armed, every.found.address[chains])]
         self._hold("callback", HeldFences(own, _words([])), at_most=True)
+
+
+def _fences_of_planes(device: Object) -> Iterator[Object]:
+    """The members of plane states that hold a fence to wait for: ``struct dma_fence *``."""
+    for plane in for_each_plane(device):
+        if plane.state and plane.state.fence:
+            yield plane.state.fence
 
 
 def _words(values: Iterable[Optional[int]]) -> U64:

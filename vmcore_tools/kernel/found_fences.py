@@ -8,7 +8,8 @@ import dataclasses
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from drgn import Object, Program, offsetof, sizeof
+from drgn import FaultError, Object, Program, offsetof, sizeof
+from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.dma_fence import DMA_FENCE, Fences, fences, has_flag
 from vmcore_tools.kernel.drm_gem import GEM_OBJECT
@@ -51,7 +52,8 @@ def _find(index: SlabIndex) -> FoundFences:
     prog = index.prog
     kinds = [DMA_FENCE, GEM_OBJECT] if _has_gem_tables(prog) else [DMA_FENCE]
     devices: List[Object] = []
-    with contextlib.suppress(LookupError):  # a kernel without DRM or virtio_gpu
+    # A kernel without DRM or virtio_gpu; what of them is damaged, their walkers count.
+    with contextlib.suppress(LookupError, FaultError, ValidationError):
         devices += for_each_virtio_gpu_device(prog)
     found = find_embedded(index, kinds, _detached_tables(prog, devices))
     return FoundFences(fences(prog, _with_detached(prog, found)), found.get(GEM_OBJECT))

@@ -112,6 +112,9 @@ class _Gathered:
         """The blocks of pointers of one holder: slab objects' and vmalloc areas'."""
         # 27538e18b62f ("rcu/kvfree: Switch to a generic linked list API") in v6.3.
         is_chain = hasattr(holder, chain)
+        if not is_chain and not hasattr(holder, list_):
+            self.unread.append((holder.address_ or 0, "its members are not known here"))
+            return
         heads = holder.member_(chain if is_chain else list_)
         for channel in range(heads.type_.length or 0):
             try:
