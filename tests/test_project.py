@@ -307,7 +307,7 @@ def test_rule_ids_and_slugs_are_unique_and_well_formed() -> None:
     rules = [rule for analysis in find_analyses() for rule in analysis.rules]
     assert len({rule.id for rule in rules}) == len({rule.slug for rule in rules}) == len(rules)
     for rule in rules:
-        assert re.fullmatch(r"VT[1-59]\d\d", rule.id)
+        assert re.fullmatch(r"VT[1-69]\d\d", rule.id)
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.slug)
         assert rule.summary and rule.remedy and rule.page
 
