@@ -37,6 +37,7 @@ class FakeIndex:
         self.pfn, self.cache, self.objects = np.array(slabs, dtype=np.int64).reshape(-1, 3).T
         self.address = np.uint64(BASE) + (self.pfn * PAGE).astype(np.uint64)
         self.page_counts = np.ones(len(self.pfn), dtype=np.int64)
+        self.free_object_arrays = np.zeros((0, 2), dtype=np.uint64)
 
     def batch(self, row: int, words: Any, allocated: Sequence[int], intact: bool = True) -> Any:
         """
@@ -136,6 +137,17 @@ def test_kmemleaks_records_name_objects_without_referring_to_them() -> None:
     walk.follow(1, [(512 + 64, judged(5, 0)), (512 + 80, judged(5, 1))], [1])
     walk.follow(2, [], [0, 1])
     assert walk.reached() == [judged(5, 1)]
+
+
+def test_what_a_sheaf_handed_out_is_not_referred_to_by_it() -> None:
+    walk = Walk()
+    # The array of a sheaf in an object of row 1, from its word 4 to its end.
+    start = BASE + 3 * PAGE + 512 + 32
+    walk.index.free_object_arrays = np.array([[start, start + 16]], dtype=np.uint64)
+    words = [(512 + 24, judged(5, 0)), (512 + 32, judged(5, 1)), (512 + 40, judged(5, 2))]
+    walk.follow(1, [*words, (512 + 48, judged(5, 3))], [1])
+    walk.follow(2, [], [0, 1, 2, 3])
+    assert walk.reached() == [judged(5, 0), judged(5, 3)]
 
 
 @given(

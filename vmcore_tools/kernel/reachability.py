@@ -293,6 +293,10 @@ def _follow_batch(
         if skipped:
             is_object &= ~np.isin(offset, skipped)
         slab, which, target = slab[is_object], which[is_object], target[is_object]
+        # Sheaves keep in their unused entries what they last handed out.
+        address = batch.objects[slab, which] + offset[is_object].astype(np.uint64)
+        counts = ~in_ranges(address, index.free_object_arrays)
+        slab, which, target = slab[counts], which[counts], target[counts]
         # Of a damaged slab it is not known which objects are free.
         graph.root(target[~batch.intact[slab]])
         used = batch.allocated[slab, which]
