@@ -118,9 +118,7 @@ def _this_kernel(issue: KnownIssue, release: Optional[str]) -> Optional[str]:
     since = [_number_of(commit.release) for commit in issue.introduced]
     until = [_number_of(commit.release) for commit in issue.fixed]
     if since and this < min(since):
-        return (
-            "older than the issue by its release: it was backported, or it is something else"
-        )
+        return "older than the issue by its release: it was backported, or it is something else"
     if until and this >= max(until):
         return "has the fix by its release: it was taken back, or it is something else"
     return "has the issue by its release, unless the fix was backported"
