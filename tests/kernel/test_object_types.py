@@ -361,9 +361,10 @@ def test_recognisers_of_other_packages(monkeypatch: pytest.MonkeyPatch, prog: Pr
     ]
     monkeypatch.setattr(object_types, "_entry_points", lambda: points)
     assert [name for name, _ in _recognisers()] == [
-        "sync_file", "a:widgets", "b:broken", "c:missing",
+        "sync_file", "virtio_gpu_fence", "a:widgets", "b:broken", "c:missing",
     ]  # fmt: skip
     monkeypatch.setattr(object_types, "_sync_files", lambda index: iter(()))
+    monkeypatch.setattr(object_types, "_detached_fences", lambda index: iter(()))
 
     work: Any = object_types._Typing.__new__(object_types._Typing)
     work._prog = prog

@@ -19,6 +19,7 @@ from tests.layouts.machine import Machine, Value
 from tests.layouts.slabs import Slabs
 from tests.layouts.test_slabs_7_2 import NOTE
 from vmcore_tools.kernel.fence_holders import FenceHolders, fence_holders
+from vmcore_tools.kernel.found_fences import detached_fences
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.model import Confidence, Report
 from vmcore_tools.runner import run
@@ -143,6 +144,8 @@ def test_a_signaled_fence_is_found_without_its_operations(gpu: Gpu) -> None:
 
     expected = sorted([*leaked, *emitted])
     assert every.found.address.tolist() == expected
+    index = slab_index(gpu.machine.prog, gpu.machine.memory)
+    assert detached_fences(index).tolist() == sorted(leaked)
     assert every.signaled.tolist() == [fence in leaked for fence in expected]
     seqnos = dict(zip(every.found.address.tolist(), every.seqno.tolist()))
     assert [seqnos[fence] for fence in (*leaked, *emitted)] == [11, 12, 13, 91, 92]

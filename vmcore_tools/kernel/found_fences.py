@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import numpy.typing as npt
 from drgn import FaultError, Object, Program, offsetof, sizeof
 from drgn.helpers import ValidationError
 
@@ -19,6 +20,9 @@ from vmcore_tools.kernel.typed_objects import Found, find_embedded
 from vmcore_tools.kernel.virtio_gpu import DETACHED_FENCE, for_each_virtio_gpu_device
 
 _CACHE_KEY = "vmcore_tools.kernel.found_fences"
+_DETACHED = "virtio_gpu, detached"
+
+U64 = npt.NDArray[np.uint64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,21 @@ def found_fences(index: SlabIndex) -> FoundFences:
     found = _find(index)
     index.prog.cache[_CACHE_KEY] = (index, found)
     return found
+
+
+def detached_fences(index: SlabIndex) -> U64:
+    """
+    The fences of virtio_gpu that signaled and lost their ``ops`` with that (v7.1).
+
+    :return: uint64 array of ``struct virtio_gpu_fence *``
+    :raises LookupError: without the debug info of dma_fence
+    """
+    found = found_fences(index).fences.found
+    lost = [ops for ops, name in found.tables.items() if name == _DETACHED]
+    start = offsetof(index.prog.type("struct virtio_gpu_fence"), "f") if lost else 0
+    is_lost = np.isin(found.ops, np.array(lost, dtype=np.uint64))
+    result: U64 = found.address[is_lost] - np.uint64(start)
+    return result
 
 
 def _find(index: SlabIndex) -> FoundFences:
@@ -82,7 +101,7 @@ def _detached_tables(prog: Program, devices: Sequence[Object]) -> Dict[Any, Dict
         "lock"
     ):
         return {}
-    table = {device.fence_drv.address_: "virtio_gpu, detached" for device in devices}
+    table = {device.fence_drv.address_: _DETACHED for device in devices}
     return {DETACHED_FENCE: table}
 
 

@@ -39,6 +39,7 @@ from vmcore_tools.kernel.embedding import (
     members,
     pointed_struct,
 )
+from vmcore_tools.kernel.found_fences import detached_fences
 from vmcore_tools.kernel.slab import SlabBatch, SlabCache, SlabIndex
 from vmcore_tools.kernel.sync_file import for_each_sync_file
 
@@ -566,6 +567,7 @@ def _structure_name(structure: Structure) -> str:
 def _recognisers() -> Iterator[Tuple[str, Callable[[], Recogniser]]]:
     """Names of all recognisers, and what loads them, in a fixed order."""
     yield "sync_file", lambda: _sync_files
+    yield "virtio_gpu_fence", lambda: _detached_fences
     for entry_point in sorted(_entry_points(), key=lambda e: (e.value, e.name)):
         yield entry_point.value, entry_point.load
 
@@ -583,6 +585,14 @@ def _sync_files(index: SlabIndex) -> Iterator[Tuple[str, U64]]:
     except LookupError:
         return  # a kernel without sync_files
     yield "struct sync_file", np.array(found, dtype=np.uint64)
+
+
+def _detached_fences(index: SlabIndex) -> Iterator[Tuple[str, U64]]:
+    """Since v7.1 a fence of virtio_gpu that has signaled has no table."""
+    try:
+        yield "struct virtio_gpu_fence", detached_fences(index)
+    except LookupError:
+        return  # a kernel without fences
 
 
 def _type_of_cache(prog: Program, cache: SlabCache) -> Optional[Type]:
