@@ -90,6 +90,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> List[Tuple[Any, ...]]:
     for kind in ("open_core", "open_live", "open_qemu"):
         monkeypatch.setattr(cli, kind, opener(kind))
     monkeypatch.setattr(cli, "find_analyses", lambda: ALL)
+    monkeypatch.setattr(cli, "find_own_analysis", lambda name: None)
     return calls
 
 
@@ -277,6 +278,7 @@ def test_triage_leaves_out_what_needs_an_argument(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(cli, "find_analyses", lambda: (CLEAN, ONE))
+    monkeypatch.setattr(cli, "find_own_analysis", lambda name: None)
     assert cli.main(["triage", "-c", "x", "--format", "json"]) == 0
     assert [a["name"] for a in json.loads(capsys.readouterr().out)["analyses"]] == ["clean"]
 
@@ -493,6 +495,7 @@ def test_progress_is_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None
         yield from ()
 
     monkeypatch.setattr(cli, "find_analyses", lambda: (Analysis("slow", slow, (), ()),))
+    monkeypatch.setattr(cli, "find_own_analysis", lambda name: None)
     pipe, terminal = io.StringIO(), Terminal()
     for stderr in (pipe, terminal):
         monkeypatch.setattr(sys, "stderr", stderr)
@@ -522,6 +525,7 @@ def test_broken_pipe_keeps_the_exit_code(tmp_path: Path) -> None:
         "from vmcore_tools import cli\n"
         "cli.open_core = lambda *args: fake_target.target()\n"
         "cli.find_analyses = lambda: test_cli.ALL\n"
+        "cli.find_own_analysis = lambda name: None\n"
         "sys.exit(cli.main(['triage', '-c', 'x', '--only', 'leaks']))\n"
     )
     process = subprocess.Popen(
