@@ -49,7 +49,11 @@ class Cpu:
 
 @dataclasses.dataclass(frozen=True)
 class QueuedTask:
-    """A task that can run and does not: real-time tasks first, by priority."""
+    """
+    A task that can run and does not: real-time tasks first, by priority.
+
+    One that is `throttled` does not wait for the CPU: its cgroup's quota is used up.
+    """
 
     cpu: int = column(Kind.NUMBER)
     pid: int = column(Kind.PID)
@@ -58,6 +62,7 @@ class QueuedTask:
     rt_priority: int = column(Kind.NUMBER)
     wait_ns: Maybe[int] = column(Kind.DURATION)
     since_run_ns: Maybe[int] = column(Kind.DURATION)
+    throttled: bool = column(Kind.TEXT)
     task: int = column(Kind.ADDRESS)
 
 
@@ -87,7 +92,7 @@ def _rows(queue: RunQueue, now_ns: int) -> Iterator[Any]:
         rt_throttled=queue.rt_throttled,
         clock_behind_ns=int(now_ns - queue.rq.clock.value_()),
     )
-    for waiting in queue.queued:
+    for number, waiting in enumerate((*queue.queued, *queue.throttled)):
         task = waiting.task
         since_ns = waiting.since_run_ns
         yield QueuedTask(
@@ -98,6 +103,7 @@ def _rows(queue: RunQueue, now_ns: int) -> Iterator[Any]:
             rt_priority=int(task.rt_priority.value_()),
             wait_ns=unknown if waiting.wait_ns is None else waiting.wait_ns,
             since_run_ns=Absent("it has never run") if since_ns is None else since_ns,
+            throttled=number >= len(queue.queued),
             task=int(task.value_()),
         )
 

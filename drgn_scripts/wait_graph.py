@@ -29,16 +29,23 @@ from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from drgn import FaultError, Object, Program, ProgramFlags, StackTrace
 from drgn.helpers import ValidationError
+from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
+from drgn.helpers.linux.sched import task_cpu
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.frames import stack_of_trace
 from vmcore_tools.kernel.run_queue import (
+    QueuedTask,
     RunQueue,
-    for_each_run_queue,
+    current_ran_ns,
+    is_of_low_weight,
     is_realtime,
     need_resched,
     rt_throttling_off,
+    run_queue,
     scheduling_policy,
+    since_run_ns,
+    unlisted_tasks,
 )
 from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.task import (
@@ -124,11 +131,18 @@ CPU_MONOPOLISED = Rule(
         "(kernel.sched_rt_runtime_us). A task in the kernel must call cond_resched()."
     ),
     page="""\
-`held_ns` is how long somebody has certainly waited for the CPU: from
+`waited_ns` is how long somebody has certainly waited for the CPU: from
 sched_info, or from a pool of per-CPU works whose woken worker has not run since
-the first work was queued. Without either (CONFIG_SCHED_INFO is off, and no work
-is pending) there is only `at_most_ns`, the time since any task on the queue
-last ran, and the finding is `suspected`.""",
+the first work was queued. `held_ns` is how much of that the task itself has
+certainly run; only if that alone is too long, the task is `proven` to be the
+cause. It is `likely` if no other task that was last on the CPU has run since,
+except the CPU's stopper. Else the task may just have preempted the one to blame:
+then the CPU is the subject, and the finding is `suspected`.
+
+Without either source (CONFIG_SCHED_INFO is off, and no work is pending) there
+is only `at_most_ns`, the time since any task on the queue last ran, and the
+finding is `suspected`. That tasks of SCHED_IDLE or a positive nice value wait
+for others of the fair class is no finding.""",
 )
 WORK_STUCK = Rule(
     id="VT312",
@@ -172,11 +186,22 @@ class WaitingTask:
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """A CPU that tasks wait for."""
+    """
+    A CPU that tasks wait for.
+
+    :ivar waiting: who waits for it: not those who do so by right
+    :ivar longest: the one that has waited for ``at_least_ns``
+    :ivar ran_ns: how long of that the current task has certainly run
+    :ivar others: whether other tasks may have run in that time
+    """
 
     queue: RunQueue
+    waiting: Tuple[QueuedTask, ...]
+    longest: Optional[Object]
     at_least_ns: Optional[int]
     at_most_ns: Optional[int]
+    ran_ns: int
+    others: bool
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
@@ -239,11 +264,19 @@ class _Analyzer:
 
     def _run_queues(self) -> Dict[int, RunQueue]:
         queues = {}
-        try:
-            for queue in for_each_run_queue(self._prog, self._now_ns):
-                queues[queue.cpu] = queue
-        except (FaultError, ValidationError) as error:
-            self._ctx.coverage.gap("run queue", f"it cannot be read: {error}")
+        online = set(for_each_online_cpu(self._prog))
+        for cpu in for_each_possible_cpu(self._prog):
+            try:
+                queue = run_queue(self._prog, cpu, cpu in online, self._now_ns)
+                unlisted = unlisted_tasks(queue)
+            except (FaultError, ValidationError, LookupError) as error:
+                self._ctx.coverage.gap("run queue", f"CPU {cpu}: it cannot be read: {error}")
+                continue
+            queues[cpu] = queue
+            if unlisted:
+                self._ctx.coverage.gap(
+                    "queued task", "of the deadline or sched_ext class: not listed", count=unlisted
+                )
         return queues
 
     def _threshold(self) -> int:
@@ -271,7 +304,7 @@ class _Analyzer:
         return self._places[place]
 
     def _lost_object(self, what: str, error: Exception, address: int) -> None:
-        self._ctx.coverage.gap(what, f"it cannot be followed: {error}", address)
+        self._ctx.coverage.gap(what, f"it cannot be followed: {error}", address or None)
 
     def _follow_sleepers(self) -> None:
         for task in self._ctx.progress(self._tasks, "tasks", len(self._tasks)):
@@ -295,42 +328,70 @@ class _Analyzer:
 
     def _held_cpus(self) -> Dict[int, _Held]:
         """The CPUs that somebody has waited for too long; those who wait become victims."""
-        least: Dict[int, List[int]] = {}
+        waits: Dict[int, List[Tuple[int, Object]]] = {}
         for cpu, queue in self._queues.items():
-            least[cpu] = [task.wait_ns for task in queue.queued if task.wait_ns is not None]
+            waits[cpu] = [
+                (waiting.wait_ns, waiting.task)
+                for waiting in _rightly_waiting(queue)
+                if waiting.wait_ns is not None
+            ]
         try:
             for pool in for_each_worker_pool(self._prog):
                 pool_of = pool_cpu(pool)
                 stalled_ns = pool_without_progress_ns(pool)
-                if pool_of not in least or stalled_ns is None:
+                if pool_of not in waits or stalled_ns is None:
                     continue
+                woken = held_up_workers(pool)
                 # Did a worker have a work of it, the woken one may be woken since.
-                if held_up_workers(pool) and all(map(worker_is_idle, for_each_worker(pool))):
-                    least[pool_of].append(stalled_ns)
+                if woken and all(map(worker_is_idle, for_each_worker(pool))):
+                    waits[pool_of].append((stalled_ns, woken[0].task.read_()))
         except (FaultError, ValidationError, LookupError) as error:
             self._ctx.coverage.gap("worker pool", f"it cannot be read: {error}")
         held = {}
         for cpu, queue in self._queues.items():
-            found = self._held_cpu(queue, max(least[cpu], default=None))
+            longest = max(waits[cpu], default=None, key=lambda wait: wait[0])
+            found = self._held_cpu(queue, *(longest or (None, None)))
             if found is not None:
                 held[cpu] = found
         return held
 
-    def _held_cpu(self, queue: RunQueue, least: Optional[int]) -> Optional[_Held]:
-        if queue.idle or not queue.queued:
+    def _held_cpu(
+        self, queue: RunQueue, least: Optional[int], longest: Optional[Object]
+    ) -> Optional[_Held]:
+        waiting = _rightly_waiting(queue)
+        if queue.idle or not waiting:
             return None
-        most: Optional[int] = min(task.since_run_ns or self._now_ns for task in queue.queued)
-        if least is not None:
-            most = None if any(task.wait_ns is not None for task in queue.queued) else most
-            if least < self._cpu_threshold_ns:
+        most: Optional[int] = min(task.since_run_ns or self._now_ns for task in waiting)
+        window_ns = (most or 0) if least is None else least
+        if window_ns < self._cpu_threshold_ns:
+            return None
+        ran_ns = current_ran_ns(queue, window_ns, self._now_ns)
+        others = ran_ns < self._cpu_threshold_ns and self._others_ran(queue, window_ns)
+        if least is None:
+            # As far as is known: it cannot have run longer than all its life.
+            runtime_ns = int(queue.current.se.sum_exec_runtime.value_())
+            if others or runtime_ns < self._cpu_threshold_ns:
                 return None
-        # As far as is known: it cannot have run longer than all its life.
-        elif min(most or 0, queue.current.se.sum_exec_runtime.value_()) < self._cpu_threshold_ns:
-            return None
-        for waiting in queue.queued:
-            key = self._chains.add_task(waiting.task)
-            self._waits.setdefault(key, waiting.wait_ns or 0)
-        return _Held(queue, least, most)
+        elif any(task.wait_ns is not None for task in waiting):
+            most = None
+        for queued in waiting:
+            key = self._chains.add_task(queued.task)
+            self._waits.setdefault(key, queued.wait_ns or 0)
+        return _Held(queue, waiting, longest, least, most, ran_ns, others)
+
+    def _others_ran(self, queue: RunQueue, window_ns: int) -> bool:
+        """Whether a task other than the current one may have kept a CPU."""
+        harmless = (queue.current.value_(), queue.rq.stop.value_(), queue.rq.idle.value_())
+        for task in self._tasks:
+            try:
+                if task_cpu(task) != queue.cpu or task.value_() in harmless:
+                    continue
+                since_ns = since_run_ns(task, queue.rq, self._now_ns)
+                if since_ns is not None and since_ns < window_ns:
+                    return True
+            except FaultError:
+                return True  # it may have
+        return False
 
     def _candidates(self, held: Dict[int, _Held]) -> Iterator[Tuple[str, ...]]:
         for cycle in self._graph.deadlocks():
@@ -365,7 +426,7 @@ class _Analyzer:
         reasons = {edge.why for edge in self._graph.edges_to(node.key)}
         if RUN_BY in reasons:
             return self._work_stuck(root, node)
-        if reasons & {HELD_BY, READ_BY} and node.state == "asleep":
+        if reasons & {HELD_BY, READ_BY} and node.state in ("asleep", "throttled"):
             return self._holder_asleep(root, node)
         return None
 
@@ -415,39 +476,86 @@ class _Analyzer:
         queue = held.queue
         task = queue.current
         certain = held.at_least_ns is not None
+        own = held.ran_ns >= self._cpu_threshold_ns
+        if certain and held.others:
+            return self._not_run(root, held)
+        time = "for {held_ns}" if own else "as it seems for {waited_ns}"
         message = (
             "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
-            + ("for {held_ns}" if certain else "for at most {at_most_ns}")
+            + (time if certain else "for at most {at_most_ns}")
             + "; {victims} tasks wait for it"
         )
         if any(key in self._asleep for key in root.victims):
             message += ", first of them {victim} ({victim_pid}) for {wait_ns} in {waits_for}"
         evidence = [
-            Evidence("cpu", Kind.NUMBER, queue.cpu),
-            Evidence("comm", Kind.SENSITIVE, task_comm(task)),
-            Evidence("pid", Kind.PID, int(task.pid.value_())),
-            Evidence("policy", Kind.TEXT, scheduling_policy(task)),
-            Evidence("rt_priority", Kind.NUMBER, int(task.rt_priority.value_())),
-            Evidence("rt_throttling_off", Kind.TEXT, _maybe(rt_throttling_off(self._prog))),
-            Evidence("need_resched", Kind.TEXT, _maybe(need_resched(queue))),
-            Evidence("held_ns", Kind.DURATION, _maybe(held.at_least_ns)),
-            Evidence("since_switch_ns", Kind.DURATION, _maybe(queue.current_ns)),
-            Evidence("queued", Kind.COUNT, len(queue.queued)),
+            *self._kept(held),
+            Evidence("held_ns", Kind.DURATION, _maybe(held.ran_ns if certain and own else None)),
             *self._victims(root),
         ]
         if not certain:
             evidence.append(Evidence("at_most_ns", Kind.DURATION, _maybe(held.at_most_ns)))
+        unread: Tuple[str, ...] = ()
+        confidence = Confidence.PROVEN
+        if not certain:
+            confidence = Confidence.SUSPECTED
+            unread = ("when they were woken, and when the CPU was last idle",)
+        elif not own:
+            confidence = Confidence.LIKELY
+            unread = ("tasks that ran on the CPU in that time and have ended or moved since",)
         kind = "real-time" if is_realtime(task) else "fair"
         return Finding(
             rule=CPU_MONOPOLISED,
-            confidence=Confidence.PROVEN if certain else Confidence.SUSPECTED,
+            confidence=confidence,
             message=message + ".",
             subject=self._task_ref(task),
             evidence=tuple(evidence),
             signature_key=("cpu-monopolised", kind, *self._callers(root.victims[:1])),
             related=self._related(root),
             stacks=self._stack_ids(root.victims),
-            unread=() if certain else ("when they were woken, and when the CPU was last idle",),
+            unread=unread,
+            graph=self._drawn(root),
+        )
+
+    def _kept(self, held: _Held) -> Iterator[Evidence]:
+        queue, task = held.queue, held.queue.current
+        yield Evidence("cpu", Kind.NUMBER, queue.cpu)
+        yield Evidence("comm", Kind.SENSITIVE, task_comm(task))
+        yield Evidence("pid", Kind.PID, int(task.pid.value_()))
+        yield Evidence("policy", Kind.TEXT, scheduling_policy(task))
+        yield Evidence("rt_priority", Kind.NUMBER, int(task.rt_priority.value_()))
+        yield Evidence("rt_throttling_off", Kind.TEXT, _maybe(rt_throttling_off(self._prog)))
+        yield Evidence("need_resched", Kind.TEXT, _maybe(need_resched(queue)))
+        yield Evidence("waited_ns", Kind.DURATION, _maybe(held.at_least_ns))
+        yield Evidence("since_switch_ns", Kind.DURATION, _maybe(queue.current_ns))
+        yield Evidence("queued", Kind.COUNT, len(queue.queued))
+
+    def _not_run(self, root: Root, held: _Held) -> Finding:
+        """The CPU does not get to its tasks, and who kept it is not known."""
+        longest = held.longest
+        assert longest is not None
+        comm, pid = task_comm(longest), int(longest.pid.value_())
+        message = "CPU {cpu} has not run {not_run} ({not_run_pid}) for {waited_ns}"
+        evidence = [
+            *self._kept(held),
+            Evidence("not_run", Kind.SENSITIVE, comm),
+            Evidence("not_run_pid", Kind.PID, pid),
+            *self._victims(root),
+        ]
+        above = _above(held.queue, longest, held.at_least_ns or 0)
+        if above is not None:
+            message += "; before it goes {before} ({before_pid}), which has run in that time"
+            evidence.append(Evidence("before", Kind.SENSITIVE, task_comm(above)))
+            evidence.append(Evidence("before_pid", Kind.PID, int(above.pid.value_())))
+        return Finding(
+            rule=CPU_MONOPOLISED,
+            confidence=Confidence.SUSPECTED,
+            message=message + "; the CPU runs {comm} ({pid}), {policy}, perhaps only since now.",
+            subject=self._ref(self._chains.nodes[root.nodes[0]]),
+            evidence=tuple(evidence),
+            signature_key=("cpu-not-run", *self._callers(root.victims[:1])),
+            related=self._related(root),
+            stacks=self._stack_ids(root.victims),
+            unread=("which tasks the CPU ran in that time",),
             graph=self._drawn(root),
         )
 
@@ -533,12 +641,19 @@ class _Analyzer:
             return ("whether the last one that took the lock still has it",)
         if all(edge.proven for edge in edges):
             return ()
+        if any(edge.why == RUN_BY and not edge.proven for edge in edges):
+            return ("whether that flush waits for the work that runs, or it was queued later",)
         return ("the stack, whose functions would show which kind of wait it is",)
 
     def _culprit(self, node: Node) -> Tuple[Evidence, ...]:
         """A task that keeps others waiting, and what it does."""
         task = node.object
-        doing = {"running": "is running", "queued": "can run", "asleep": "sleeps"}[node.state]
+        doing = {
+            "running": "is running",
+            "queued": "can run",
+            "throttled": "is throttled by its cgroup's CPU quota",
+            "asleep": "sleeps",
+        }[node.state]
         if node.wait is not None:
             doing = f"waits for a {node.wait.kind}"
         slept_ns = sleep_time_ns(task, self._now_ns) if node.state == "asleep" else None
@@ -726,6 +841,27 @@ class _Analyzer:
         edges = self._graph.edges_from(key)
         waited_for = self._chains.nodes[edges[0].target].object if edges else wait.object
         return int(waited_for.value_())
+
+
+def _rightly_waiting(queue: RunQueue) -> Tuple[QueuedTask, ...]:
+    """The queued tasks but those that ordinary load of the fair class keeps waiting."""
+    if is_realtime(queue.current):
+        return queue.queued
+    return tuple(queued for queued in queue.queued if not is_of_low_weight(queued.task))
+
+
+def _above(queue: RunQueue, task: Object, window_ns: int) -> Optional[Object]:
+    """The queued real-time task that ran last, while another task waited."""
+    if is_realtime(task):
+        return None
+    ran = [
+        (queued.since_run_ns, queued.task)
+        for queued in queue.queued
+        if is_realtime(queued.task)
+        and queued.since_run_ns is not None
+        and queued.since_run_ns < window_ns
+    ]
+    return min(ran, key=lambda since: since[0])[1] if ran else None
 
 
 def pool_name(pool: Object) -> str:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from drgn import Object, Program
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.rbtree import RB_EMPTY_NODE
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, rq_for_each_fair_task
 
 #: A bound that no machine reaches; a damaged list must end.
@@ -27,6 +28,13 @@ SCHEDULING_POLICIES: Dict[int, str] = {
 }
 _REALTIME = (1, 2)
 _DEADLINE = 6
+_FAIR = (0, 3)
+_IDLE = 5
+#: include/linux/sched/prio.h: ``static_prio`` at nice 0.
+_DEFAULT_PRIO = 120
+_NS_PER_SECOND = 1_000_000_000
+#: Levels of cgroups that no machine has.
+_GROUPS_MAX = 1000
 
 #: ``sysctl_sched_rt_runtime`` where real-time tasks are never throttled.
 _RUNTIME_INF = -1
@@ -56,8 +64,10 @@ class RunQueue:
     :ivar rq: ``struct rq *``
     :ivar current: ``struct task_struct *`` that it runs; the idle task, if none
     :ivar current_ns: how long that has run without a break; None without
-        CONFIG_SCHED_INFO, and for the idle task
+        CONFIG_SCHED_INFO for tasks that are not of the fair class, and for the idle task
     :ivar queued: real-time tasks first, by priority; then those of the fair class
+    :ivar throttled: tasks on its lists that do not wait for the CPU: their
+        cgroup has used up its quota
     """
 
     cpu: int
@@ -66,6 +76,7 @@ class RunQueue:
     current: Object
     current_ns: Optional[int]
     queued: Tuple[QueuedTask, ...]
+    throttled: Tuple[QueuedTask, ...] = ()
 
     @property
     def idle(self) -> bool:
@@ -106,12 +117,14 @@ def run_queue(prog: Program, cpu: int, online: bool, now_ns: int) -> RunQueue:
     """
     rq = cpu_rq(prog, cpu).read_()
     current = cpu_curr(prog, cpu)
-    queued = tuple(
-        QueuedTask(task, queued_ns(task, now_ns), since_run_ns(task, rq, now_ns))
-        for task in for_each_queued_task(rq)
-        if task != current
-    )
-    return RunQueue(cpu, online, rq, current, _current_ns(current, rq, now_ns), queued)
+    queued: List[QueuedTask] = []
+    throttled: List[QueuedTask] = []
+    for task in for_each_queued_task(rq):
+        if task != current:
+            found = QueuedTask(task, queued_ns(task, now_ns), since_run_ns(task, rq, now_ns))
+            (throttled if is_throttled(task) else queued).append(found)
+    runs_ns = _current_ns(current, rq, now_ns)
+    return RunQueue(cpu, online, rq, current, runs_ns, tuple(queued), tuple(throttled))
 
 
 def for_each_queued_task(rq: Object) -> Iterator[Object]:
@@ -178,11 +191,146 @@ def since_run_ns(task: Object, rq: Object, now_ns: int) -> Optional[int]:
 
 
 def _current_ns(task: Object, rq: Object, now_ns: int) -> Optional[int]:
-    info = task.sched_info
-    if task == rq.idle or not hasattr(info, "last_arrival"):
+    if task == rq.idle:
         return None
-    arrived = info.last_arrival.value_()
-    return int(now_ns - arrived) if 0 < arrived <= now_ns else None
+    info = task.sched_info
+    if hasattr(info, "last_arrival"):
+        arrived = info.last_arrival.value_()
+        return int(now_ns - arrived) if 0 < arrived <= now_ns else None
+    if not _is_of_fair_class(task):
+        return None
+    # set_next_entity() notes the run time at which the task was picked; only
+    # the fair class does that in all versions.
+    se = task.se
+    ran = se.sum_exec_runtime.value_() - se.prev_sum_exec_runtime.value_()
+    return max(0, int(ran)) + (since_run_ns(task, rq, now_ns) or 0)
+
+
+def _is_of_fair_class(task: Object) -> bool:
+    try:
+        fair = task.prog_["fair_sched_class"].address_of_()
+    except KeyError:
+        return False
+    return bool(task.sched_class == fair)
+
+
+def current_ran_ns(queue: RunQueue, window_ns: int, now_ns: int) -> int:
+    """
+    How long a CPU's current task has certainly run in the last of the time.
+
+    What the kernel notes of its arrival ends with every task that was let in
+    between: the soft lockup detector's stopper runs every few seconds. So it
+    is also told from how long the task has lived and not run.
+
+    :param window_ns: how far to look back
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    :return: at least that many nanoseconds, at most ``window_ns``
+    """
+    task = queue.current
+    # exec_start is that of the last tick, or of the task's arrival.
+    known = [queue.current_ns or 0, since_run_ns(task, queue.rq, now_ns) or 0]
+    # start_time is of the monotonic clock, from which the scheduler's differs a little.
+    latest_ns = max(now_ns, _monotonic_ns(queue.rq.prog_) or 0)
+    life_ns = int(latest_ns - task.start_time.value_())
+    known.append(ran_at_least_ns(window_ns, life_ns, int(task.se.sum_exec_runtime.value_())))
+    return min(window_ns, max(known))
+
+
+def _monotonic_ns(prog: Program) -> Optional[int]:
+    """``ktime_get_coarse_ns()``: the monotonic clock at the last tick; None if it is not found."""
+    try:
+        timekeeper = prog["tk_core"].timekeeper
+    except KeyError:
+        # In v6.17 it became the first of several, and tk_core a macro.
+        try:
+            timekeeper = prog["timekeeper_data"][0].timekeeper
+        except KeyError:
+            return None
+    offset, clock = timekeeper.wall_to_monotonic, timekeeper.tkr_mono
+    seconds = timekeeper.xtime_sec.value_() + offset.tv_sec.value_()
+    nanoseconds = clock.xtime_nsec.value_() >> clock.shift.value_()
+    return int(seconds * _NS_PER_SECOND + nanoseconds + offset.tv_nsec.value_())
+
+
+def ran_at_least_ns(window_ns: int, life_ns: int, runtime_ns: int) -> int:
+    """
+    How long a task has certainly run of the last ``window_ns``.
+
+    In its whole life it has not run for ``life_ns - runtime_ns``: no more of
+    that can be within the window.
+
+    :return: 0 if nothing follows
+    """
+    # The life is of the monotonic clock, which NTP may slew by 500 ppm, and is
+    # told to the last tick.
+    life_ns += life_ns // 1000
+    if life_ns < runtime_ns:
+        return 0  # the clocks do not go together
+    return max(0, min(window_ns, life_ns) - (life_ns - runtime_ns))
+
+
+def is_throttled(task: Object) -> bool:
+    """
+    Whether a task cannot run as its cgroup's quota of CPU time is used up.
+
+    :param task: ``struct task_struct *``
+    """
+    # Since "sched/fair: Switch to task based throttle model" (v6.18) tasks of
+    # a throttled group run on until they return to user mode.
+    if hasattr(task, "throttled"):
+        return bool(task.throttled.value_())
+    # Before, the group was taken off the queue of its parent, and its tasks
+    # stayed on rq->cfs_tasks.
+    se = task.se.address_of_()
+    if not hasattr(se, "cfs_rq") or not _is_of_fair_class(task):
+        return False
+    for _ in range(_GROUPS_MAX):
+        if not se:
+            break
+        queue = se.cfs_rq
+        if not hasattr(queue, "throttled"):
+            return False  # no CONFIG_CFS_BANDWIDTH
+        if queue.throttled.value_() or queue.throttle_count.value_():
+            return True
+        se = se.parent.read_()
+    return False
+
+
+def is_of_low_weight(task: Object) -> bool:
+    """
+    Whether a task of the fair class may wait long for others of it by right.
+
+    It is so for SCHED_IDLE, and for positive nice values.
+
+    :param task: ``struct task_struct *``
+    """
+    idle, normal = task.policy.value_() == _IDLE, task.policy.value_() in _FAIR
+    return bool(idle or (normal and task.static_prio.value_() > _DEFAULT_PRIO))
+
+
+def unlisted_tasks(queue: RunQueue) -> int:
+    """How many queued tasks of the deadline and sched_ext classes are not listed."""
+    rq, current = queue.rq, queue.current
+    number = int(rq.dl.dl_nr_running.value_())
+    # "sched/fair: Add trivial fair server" (v6.12): it is counted as if it were a task.
+    for name in ("fair_server", "ext_server"):
+        if hasattr(rq, name):
+            number -= not RB_EMPTY_NODE(getattr(rq, name).rb_node.address_of_())
+    if hasattr(rq, "scx"):
+        number += int(rq.scx.nr_running.value_())
+    if not queue.idle and not _is_listed_class(current):
+        number -= 1
+    return max(0, number)
+
+
+def _is_listed_class(task: Object) -> bool:
+    for name in ("dl_sched_class", "ext_sched_class"):
+        try:
+            if task.sched_class == task.prog_[name].address_of_():
+                return False
+        except KeyError:
+            continue
+    return True
 
 
 def scheduling_policy(task: Object) -> str:

@@ -24,7 +24,7 @@ from vmcore_tools.kernel.locks import (
     rwsem_holder,
     semaphore_holder,
 )
-from vmcore_tools.kernel.run_queue import RunQueue
+from vmcore_tools.kernel.run_queue import RunQueue, is_throttled
 from vmcore_tools.kernel.task import is_queued
 from vmcore_tools.kernel.virtio_gpu import for_each_emitted_fence, for_each_virtio_gpu_device
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
@@ -38,12 +38,15 @@ from vmcore_tools.kernel.workqueue import (
     for_each_scheduled_work,
     for_each_worker,
     is_mayday,
+    only_color_in_flight,
     pool_is_bh,
     pool_is_managed,
     pool_nr_running,
+    work_color,
     work_is_pending,
     work_pool,
     work_pwq,
+    worker_color,
     worker_is_idle,
 )
 
@@ -73,7 +76,8 @@ class Node:
     :ivar object: a typed pointer; of a CPU, its ``struct rq *``
     :ivar name: what kind of lock or object it is
     :ivar wait: what a sleeping task waits for, None if that is not known
-    :ivar state: of a task: ``running``, ``queued`` or ``asleep``
+    :ivar state: of a task: ``running``, ``queued``, ``throttled`` (by its
+        cgroup's CPU quota) or ``asleep``
     """
 
     key: str
@@ -126,7 +130,7 @@ class WaitChains:
             try:
                 for edge in self._edges_of(node):
                     self.graph.add_edge(edge)
-            except (FaultError, ValidationError) as error:
+            except (FaultError, ValidationError, LookupError) as error:
                 self._lost(node.name or node.kind, error, node.object.value_())
         return key
 
@@ -134,6 +138,9 @@ class WaitChains:
         if node.kind == TASK and node.state == "queued":
             cpu = task_cpu(node.object)
             yield Edge(node.key, self._cpu(cpu), "is queued on")
+        elif node.kind == TASK and node.state == "throttled":
+            group = self._object("CPU quota of the cgroup", node.object.sched_task_group.read_())
+            yield Edge(node.key, group, "is throttled by")
         elif node.kind == TASK and node.wait is not None:
             yield from self._waited_for(node, node.wait)
         elif node.kind == LOCK:
@@ -166,7 +173,7 @@ class WaitChains:
             if task_on_cpu(task):
                 state = "running"
             elif is_queued(task):
-                state = "queued"
+                state = "throttled" if is_throttled(task) else "queued"
             else:
                 state = "asleep"
                 wait = self._named(self._finder.find(task, self._trace(task)))
@@ -176,7 +183,10 @@ class WaitChains:
         return self._add(Node(key, TASK, task, "task", wait, state))
 
     def _cpu(self, cpu: int) -> str:
-        return self._add(Node(f"cpu {cpu}", CPU, self._run_queues[cpu].rq, f"CPU {cpu}"))
+        queue = self._run_queues.get(cpu)
+        if queue is None:
+            raise LookupError(f"CPU {cpu} has no run queue that could be read")
+        return self._add(Node(f"cpu {cpu}", CPU, queue.rq, f"CPU {cpu}"))
 
     def _work(self, work: Object) -> str:
         return self._add(Node(f"work {work.value_():#x}", WORK, work, "work"))
@@ -246,8 +256,10 @@ class WaitChains:
                     for queue in (device.ctrlq, device.cursorq):
                         pointer = queue.address_of_()
                         self._virtqueues[pointer.ack_queue.address_of_().value_()] = pointer
-            except (LookupError, FaultError):
+            except LookupError:
                 pass  # no such driver, or none of its debug info
+            except (FaultError, ValidationError) as error:
+                self._lost("virtqueue", error, 0)
         return self._virtqueues
 
     def _emitted_fences(self) -> Dict[int, Object]:
@@ -258,8 +270,10 @@ class WaitChains:
                 for device in for_each_virtio_gpu_device(self._prog):
                     for fence in for_each_emitted_fence(device):
                         self._fences[fence.f.address_of_().value_()] = device.ctrlq.address_of_()
-            except (LookupError, FaultError, ValidationError):
+            except LookupError:
                 pass  # no such driver, or none of its debug info
+            except (FaultError, ValidationError) as error:
+                self._lost("emitted fence", error, 0)
         return self._fences
 
     def _holder(self, node: Node) -> Optional[Holder]:
@@ -332,8 +346,20 @@ class WaitChains:
                 return
 
     def _flushed(self, node: Node) -> Iterator[Edge]:
+        """The works of the flushed color: flush_workqueue() waits for no later ones."""
         for pwq in for_each_flushed_pwq(node.object):
-            yield from self._active(node.key, pwq)
+            color, pool = int(pwq.flush_color.value_()), pwq.pool.read_()
+            alone = only_color_in_flight(pwq, color)
+            for worker in for_each_worker(pool):
+                if worker.current_pwq == pwq and worker.current_work:
+                    running = worker_color(worker)
+                    if running is None or running == color:
+                        sure = alone or running is not None
+                        yield Edge(node.key, self._task(worker.task), RUN_BY, sure)
+            for work in for_each_pending_work(pool):
+                if work_pwq(work) == pwq and work_color(work) == color:
+                    yield Edge(node.key, self._pool(pool), PENDING_IN)
+                    break
 
     def _workers(self, node: Node) -> Iterator[Edge]:
         """

@@ -504,6 +504,42 @@ def for_each_flushed_pwq(workqueue: Object) -> Iterator[Object]:
             yield pwq
 
 
+def work_color(work: Object) -> int:
+    """
+    Which flush_workqueue() waits for a queued work: its color.
+
+    Mirrors ``get_work_color()``. Before v5.15 barriers have the color
+    ``WORK_NO_COLOR``, for which nobody waits.
+
+    :param work: ``struct work_struct *``
+    """
+    shift = work.prog_.constant("WORK_STRUCT_COLOR_SHIFT").value_()
+    bits = work.prog_.constant("WORK_STRUCT_COLOR_BITS").value_()
+    return int(_data(work) >> shift & (1 << bits) - 1)
+
+
+def worker_color(worker: Object) -> Optional[int]:
+    """
+    The color of the work that a worker runs.
+
+    :param worker: ``struct worker *``
+    :return: None where the kernel does not keep it (before v5.15)
+    """
+    if not hasattr(worker, "current_color"):
+        return None
+    return int(worker.current_color.value_())
+
+
+def only_color_in_flight(pwq: Object, color: int) -> bool:
+    """
+    Whether all works of a pool_workqueue that have not ended are of one color.
+
+    :param pwq: ``struct pool_workqueue *``
+    """
+    numbers = [int(number.value_()) for number in pwq.nr_in_flight]
+    return not any(number for other, number in enumerate(numbers) if other != color)
+
+
 def is_mayday(pwq: Object) -> bool:
     """
     Whether a pool_workqueue has called for its workqueue's rescuer.
