@@ -9,12 +9,14 @@ kworker does not get to run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, List, Set, Tuple
 
 import pytest
 from drgn import Object, offsetof
 
 from tests.layouts.machine import Machine
+from vmcore_tools.kernel import wait_chain
+from vmcore_tools.kernel.wait_chain import WORKQUEUE, Node, WaitChains
 from vmcore_tools.kernel.workqueue import (
     barrier_of_completion,
     barrier_target,
@@ -151,3 +153,109 @@ def test_a_flush_waits_for_a_work_that_runs(workqueue: Workqueue) -> None:
 def test_another_completion_is_of_no_flush(workqueue: Workqueue) -> None:
     completion = workqueue.machine.alloc(256) + 64
     assert not barrier_of_completion(workqueue.object("completion", completion))
+
+
+# Who ends a flush_workqueue(): works of the color that it flushes.
+
+FLUSHED, LATER = 3, 4
+
+
+class Flushed:
+    """A workqueue with one pool_workqueue that is being flushed, and what was followed of it."""
+
+    def __init__(self, workqueue: Workqueue) -> None:
+        self.workqueue, machine = workqueue, workqueue.machine
+        self.lost: List[Tuple[str, str]] = []
+        self.chains = WaitChains(
+            machine.prog,
+            [],
+            {},
+            lambda _task: None,
+            lambda what, error, _address: self.lost.append((what, str(error))),
+        )
+        pwq_type = machine.prog.type("struct pool_workqueue")
+        self.address = machine.new("struct workqueue_struct", {"flush_color": FLUSHED})
+        machine.link(
+            self.address + offsetof(machine.prog.type("struct workqueue_struct"), "pwqs"),
+            [workqueue.pwq + offsetof(pwq_type, "pwqs_node")],
+        )
+        machine.put("struct pool_workqueue", workqueue.pwq, {"flush_color": FLUSHED})
+
+    def pending(self, *colors: int) -> None:
+        works = [self.workqueue.queued(DRAIN, color=color) for color in colors]
+        self.workqueue.machine.link(
+            self.workqueue.worklist, [self.workqueue.entry(work) for work in works]
+        )
+
+    def running(self) -> int:
+        machine = self.workqueue.machine
+        task = machine.new("struct task_struct", {"on_cpu": 1, "pid": 9})
+        machine.put(
+            "struct worker",
+            self.workqueue.worker,
+            {
+                "current_work": self.workqueue.queued(DRAIN),
+                "current_pwq": self.workqueue.pwq,
+                "task": task,
+            },
+        )
+        return task
+
+    def in_flight(self, color: int, number: int) -> None:
+        pwq_type = self.workqueue.machine.prog.type("struct pool_workqueue")
+        numbers = self.workqueue.pwq + offsetof(pwq_type, "nr_in_flight")
+        self.workqueue.machine.write(numbers + 4 * color, number.to_bytes(4, "little"))
+
+    @property
+    def edges(self) -> Set[Tuple[str, bool]]:
+        queue = self.workqueue.object("workqueue_struct", self.address)
+        node = Node("workqueue", WORKQUEUE, queue, "workqueue")
+        return {(edge.target, edge.proven) for edge in self.chains._edges_of(node)}
+
+
+@pytest.fixture
+def flushed(workqueue: Workqueue) -> Flushed:
+    return Flushed(workqueue)
+
+
+def test_a_flush_waits_for_no_work_that_was_queued_after_it(flushed: Flushed) -> None:
+    flushed.pending(LATER, 15)
+    assert flushed.edges == set()
+    flushed.pending(LATER, FLUSHED)
+    assert flushed.edges == {(f"pool {flushed.workqueue.pool:#x}", True)}
+
+
+def test_the_color_of_a_running_work_is_sure_only_if_no_other_is_in_flight(
+    flushed: Flushed,
+) -> None:
+    flushed.pending()
+    key = f"task {flushed.running():#x}"
+    flushed.in_flight(FLUSHED, 1)
+    assert flushed.edges == {(key, True)}
+    flushed.in_flight(LATER, 1)
+    assert flushed.edges == {(key, False)}
+
+
+@pytest.mark.parametrize("color", [FLUSHED, LATER])
+def test_where_the_worker_has_the_color_of_its_work_that_decides(
+    flushed: Flushed, monkeypatch: pytest.MonkeyPatch, color: int
+) -> None:
+    monkeypatch.setattr(wait_chain, "worker_color", lambda _worker: color)
+    flushed.pending()
+    key = f"task {flushed.running():#x}"
+    flushed.in_flight(FLUSHED, 1)
+    flushed.in_flight(LATER, 1)
+    assert flushed.edges == ({(key, True)} if color == FLUSHED else set())
+
+
+def test_a_task_of_a_cpu_without_a_run_queue_is_counted(
+    flushed: Flushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait_chain, "is_queued", lambda _task: True)
+    monkeypatch.setattr(wait_chain, "is_throttled", lambda _task: False)
+    monkeypatch.setattr(wait_chain, "task_cpu", lambda _task: 77)
+    address = flushed.workqueue.machine.new("struct task_struct", {})
+    task = flushed.workqueue.object("task_struct", address)
+    assert flushed.chains.add_task(task) == f"task {address:#x}"
+    assert flushed.lost == [("task", "CPU 77 has no run queue that could be read")]
+    assert flushed.chains.graph.edges_from(f"task {address:#x}") == ()
