@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Set
 
+import pytest
 from drgn import Object, container_of
 from drgn.helpers.linux.pid import find_task
 
+from drgn_scripts import wait_graph
 from drgn_scripts.wait_graph import ANALYSIS
 from tests.dumps.conftest import ShippedDump
-from vmcore_tools import demo
+from vmcore_tools import demo, runner
 from vmcore_tools.kernel.run_queue import (
     for_each_run_queue,
     need_resched,
@@ -40,7 +42,7 @@ from vmcore_tools.kernel.workqueue import (
     work_pwq,
     worker_is_idle,
 )
-from vmcore_tools.model import Confidence, Finding
+from vmcore_tools.model import Absent, Confidence, Finding
 from vmcore_tools.report.graph import tree_lines
 from vmcore_tools.report.table import render
 
@@ -84,6 +86,50 @@ def test_the_task_that_keeps_the_cpu_is_to_blame(demo_dump: ShippedDump) -> None
     started_ns = find_task(demo_dump.target.prog, culprit["pid"]).start_time.value_()
     now_ns = sched_now_ns(demo_dump.target.prog)
     assert facts["wait_ns"] <= facts["held_ns"] <= now_ns - started_ns
+
+
+def found_where(dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, *, others_ran: bool) -> Finding:
+    """The finding if the kernel did not tell that the current task has run for long."""
+    monkeypatch.setattr(wait_graph, "current_ran_ns", lambda *_: 0)
+    if others_ran:
+        monkeypatch.setattr(wait_graph, "since_run_ns", lambda *_: 1000)
+    report = runner.run(
+        dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
+    )
+    (finding,) = report.findings
+    return finding
+
+
+def test_where_it_is_not_known_for_how_long_the_task_ran_it_is_likely_if_no_other_did(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = found_where(demo_dump, monkeypatch, others_ran=False)
+    assert (finding.rule.id, finding.confidence) == ("VT311", Confidence.LIKELY)
+    assert finding.subject.pid == demo_dump.truth["culprit"]["pid"]
+
+
+def test_a_task_that_may_just_have_preempted_the_culprit_is_not_blamed(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = found_where(demo_dump, monkeypatch, others_ran=True)
+    assert (finding.rule.id, finding.confidence) == ("VT311", Confidence.SUSPECTED)
+    assert (finding.subject.type, finding.subject.name) == ("CPU", "1")
+    facts = evidence(finding)
+    assert facts["not_run"].startswith("kworker/1:")
+    assert facts["waited_ns"] > facts["wait_ns"]
+    assert isinstance(facts["since_switch_ns"], Absent)
+    assert "held_ns" not in facts and "before" not in facts
+
+
+def test_ordinary_load_of_the_fair_class_is_nobodys_fault(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait_graph, "is_realtime", lambda _task: False)
+    monkeypatch.setattr(wait_graph, "is_of_low_weight", lambda _task: True)
+    report = runner.run(
+        demo_dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
+    )
+    assert report.findings == ()
 
 
 def test_the_chain_from_the_hung_task_to_the_cpu(demo_dump: ShippedDump) -> None:
