@@ -163,7 +163,8 @@ HOLDER_ASLEEP = Rule(
     remedy="Look at the holder's stack: find out who should wake it there.",
     page="""\
 The holder is the task that the lock itself names. What it sleeps in is given
-where the kernel's lists show it; nobody is known who would end it. For an rwsem
+where the kernel's lists show it; nobody is known who would end it. It may also
+be kept off the CPU by its cgroup's quota. For an rwsem
 that readers have, the lock names only the last one: then it is `suspected`.""",
 )
 

@@ -9,14 +9,15 @@ kworker does not get to run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, List, Set, Tuple
+from types import SimpleNamespace
+from typing import Any, Iterator, List, Set, Tuple
 
 import pytest
 from drgn import Object, offsetof
 
 from tests.layouts.machine import Machine
 from vmcore_tools.kernel import wait_chain
-from vmcore_tools.kernel.wait_chain import WORKQUEUE, Node, WaitChains
+from vmcore_tools.kernel.wait_chain import TASK, WORKQUEUE, Node, WaitChains
 from vmcore_tools.kernel.workqueue import (
     barrier_of_completion,
     barrier_target,
@@ -259,3 +260,12 @@ def test_a_task_of_a_cpu_without_a_run_queue_is_counted(
     assert flushed.chains.add_task(task) == f"task {address:#x}"
     assert flushed.lost == [("task", "CPU 77 has no run queue that could be read")]
     assert flushed.chains.graph.edges_from(f"task {address:#x}") == ()
+
+
+def test_a_throttled_task_waits_for_its_quota_and_not_for_the_cpu(flushed: Flushed) -> None:
+    group = flushed.workqueue.object("workqueue_struct", flushed.address)  # of any type
+    task: Any = SimpleNamespace(sched_task_group=group)
+    node = Node("task", TASK, task, "task", None, "throttled")
+    (edge,) = flushed.chains._edges_of(node)
+    assert (edge.why, edge.proven) == ("is throttled by", True)
+    assert edge.target == f"CPU quota of the cgroup {flushed.address:#x}"
