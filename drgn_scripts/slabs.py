@@ -41,7 +41,6 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Program, ProgramFlags
-from drgn.helpers.linux.mm import virt_to_page
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
@@ -49,8 +48,8 @@ from vmcore_tools.kernel.slab import SlabCache, SlabFault, SlabIndex, SlabProble
 from vmcore_tools.kernel.slab_aliases import merged_names, names_of
 from vmcore_tools.kernel.slab_poison import Overwritten, Part, overwritten
 from vmcore_tools.kernel.slab_usage import SlabUsage, is_reclaimable, slab_usage
+from vmcore_tools.kernel.slabs_at_hand import AtHand
 from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
-from vmcore_tools.kernel.task import words_at_hand
 from vmcore_tools.kernel.vmstat import page_counter
 from vmcore_tools.model import (
     Absent,
@@ -358,7 +357,7 @@ def _without_slabs_at_hand(prog: Program, index: SlabIndex, damage: List[_Damage
     counters yet. The code that does it has the slab's page structure or its
     memory in a register or on its stack.
     """
-    at_hand = _AtHand(prog)
+    at_hand = AtHand(prog)
     page_size = index.memory.page_map.page_size_bytes
     orders = {cache.name: max(cache.orders.values(), default=0) for cache in index.caches}
     settled = []
@@ -368,23 +367,6 @@ def _without_slabs_at_hand(prog: Program, index: SlabIndex, damage: List[_Damage
         if not at_hand.has_page_struct(start) and not at_hand.has(start, size):
             settled.append(item)
     return settled
-
-
-class _AtHand:
-    """What CPUs were working on when the dump was made."""
-
-    def __init__(self, prog: Program) -> None:
-        self._prog = prog
-        self._words = words_at_hand(prog)
-
-    def has(self, start: int, size: int) -> bool:
-        """Whether there is a pointer into these addresses."""
-        at = int(np.searchsorted(self._words, np.uint64(start)))
-        return at < len(self._words) and int(self._words[at]) < start + size
-
-    def has_page_struct(self, address: int) -> bool:
-        """Whether there is a pointer to the page structure of an address."""
-        return self.has(virt_to_page(self._prog, address).value_(), 1)
 
 
 def _overwritten_findings(ctx: Context, index: SlabIndex) -> Iterator[Finding]:
@@ -404,7 +386,7 @@ def _settled(index: SlabIndex, found: Overwritten) -> npt.NDArray[np.bool_]:
     rows, counts = np.unique(found.row, return_counts=True)
     new = rows[2 * counts >= index.objects[rows]]
     if len(new):
-        at_hand = _AtHand(index.prog)
+        at_hand = AtHand(index.prog)
         new = new[[at_hand.has_page_struct(int(index.address[row])) for row in new]]
     return ~np.isin(found.row, new)
 

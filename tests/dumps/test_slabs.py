@@ -19,6 +19,7 @@ from drgn_scripts import slabs
 from drgn_scripts.slabs import ANALYSIS, SlabMemory, Slabs
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import target
+from vmcore_tools.kernel import slabs_at_hand
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.slab_aliases import merged_names
 from vmcore_tools.kernel.slab_poison import Overwritten, Part
@@ -425,7 +426,7 @@ def test_a_slab_that_is_being_set_up_is_not_damaged(
     assert evidence(finding)["objects"] == len(every)
     page = pfn_to_page(demo_dump.target.prog, int(index.pfn[found.row[0]])).value_()
     words = np.array([page], dtype=np.uint64)
-    monkeypatch.setattr(slabs, "words_at_hand", lambda prog: words)
+    monkeypatch.setattr(slabs_at_hand, "words_at_hand", lambda prog: words)
     assert analyze(demo_dump.target).findings == ()
     # A few objects of a slab are damaged all the same.
     monkeypatch.setattr(slabs, "overwritten", lambda index, progress: [found])

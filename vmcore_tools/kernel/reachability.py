@@ -29,6 +29,7 @@ from vmcore_tools.kernel.references import (
     scan_runs,
 )
 from vmcore_tools.kernel.slab import SlabBatch, SlabCache, SlabIndex
+from vmcore_tools.kernel.slabs_at_hand import AtHand
 from vmcore_tools.kernel.sysctl import sysctl_headers
 from vmcore_tools.kernel.virtual_map import virtual_map
 
@@ -105,6 +106,9 @@ def unreachable_objects(index: SlabIndex, judged: Bools, progress: Progress) -> 
     graph.root(lost[kept])
     graph.spread()
     lost = number[~graph.reached[number]]
+    graph.root(lost[_in_slabs_at_hand(index, objects.address[lost])])
+    graph.spread()
+    lost = number[~graph.reached[number]]
     return Unreachable(
         address=objects.address[lost],
         cache=objects.cache[lost],
@@ -115,6 +119,28 @@ def unreachable_objects(index: SlabIndex, judged: Bools, progress: Progress) -> 
         registers_unread=registers_unread,
         freeing_unread=freeing.unread,
     )
+
+
+def _in_slabs_at_hand(index: SlabIndex, addresses: U64) -> Bools:
+    """
+    Which objects are in slabs that a CPU works on.
+
+    All objects of one that is being set up look allocated: its list of free
+    ones is only in a register of ``___slab_alloc()``.
+    """
+    if not len(addresses):
+        return np.zeros(0, dtype=bool)
+    at_hand = AtHand(index.prog)
+    page_size = index.memory.page_map.page_size_bytes
+    rows = index.find(addresses)
+    changing = []
+    whole, count = np.unique(rows[rows >= 0], return_counts=True)
+    for row in whole[count == index.objects[whole]].tolist():
+        start = int(index.address[row]) // page_size * page_size
+        size = int(index.page_counts[row]) * page_size
+        if at_hand.has(start, size) or at_hand.has_page_struct(start):
+            changing.append(row)
+    return np.isin(rows, changing)
 
 
 class _Objects:
