@@ -46,13 +46,14 @@ def test_what_is_not_whole_in_one_segment_is_not_read(
     assert not read(plain, first, count)
 
 
+@pytest.mark.parametrize("together", [1, 7, 50])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_results_come_in_the_order_of_the_items(workers: int) -> None:
+def test_results_come_in_the_order_of_the_items(workers: int, together: int) -> None:
     def slow_at_first(item: int) -> int:
         time.sleep(0.01 if item < 3 else 0)
         return item * item
 
-    assert list(in_order(slow_at_first, range(20), workers)) == [i * i for i in range(20)]
+    assert list(in_order(slow_at_first, range(20), workers, together)) == [i * i for i in range(20)]
 
 
 def test_an_error_in_a_thread_is_the_callers() -> None:

@@ -59,6 +59,8 @@ _LONG_RUN_PAGES = 16
 _FRAMES_AT_ONCE = 1 << 20
 #: Threads that read and test; each is mostly in NumPy or waits for the file.
 _WORKERS_MAX = 2
+#: Pieces that a thread is given at once.
+_CHUNKS_TOGETHER = 32
 #: Targets are first looked for by blocks of memory, of a page or more.
 _BLOCK_BITS_MIN = 12
 _BLOCKS_MAX = 1 << 22
@@ -195,7 +197,7 @@ def scan_runs(
     :return: Iterator of the hits in a piece, and how many of its pages were read
     """
     pages_max = _CHUNK_BYTES // memory.page_map.page_size_bytes
-    chunks = sum(1 for _ in _chunks(runs, pages_max))
+    chunks = -(-int((runs[:, 1] - runs[:, 0]).sum()) // pages_max)  # or a few more
     local = threading.local()
 
     def test(pfns: U64) -> Tuple[Hits, int]:
@@ -210,7 +212,7 @@ def scan_runs(
         return Hits(physical, words[position], target), int(np.count_nonzero(read))
 
     workers = _WORKERS_MAX if memory.reads_in_parallel else 1
-    tested = in_order(test, _chunks(runs, pages_max), workers)
+    tested = in_order(test, _chunks(runs, pages_max), workers, _CHUNKS_TOGETHER)
     yield from progress(tested, "scanning for references", chunks)
 
 
