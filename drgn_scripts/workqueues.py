@@ -24,7 +24,7 @@ from drgn.helpers import ValidationError
 from vmcore_tools.analysis import Analysis, Context, Requires
 from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.task import is_queued, task_comm
-from vmcore_tools.kernel.wait_chain import pool_cpu
+from vmcore_tools.kernel.wait_works import pool_cpu
 from vmcore_tools.kernel.workqueue import (
     for_each_inactive_work,
     for_each_pending_work,

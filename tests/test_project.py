@@ -36,6 +36,16 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.frames",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
+            "vmcore_tools.wait_findings",
+        },
+    ),
+    (
+        "vmcore_tools.wait_findings",
+        {
+            "vmcore_tools.analysis",
+            "vmcore_tools.frames",
+            "vmcore_tools.kernel",
+            "vmcore_tools.model",
         },
     ),
     (

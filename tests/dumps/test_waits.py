@@ -10,7 +10,6 @@ import pytest
 from drgn import Object, container_of
 from drgn.helpers.linux.pid import find_task
 
-from drgn_scripts import wait_graph
 from drgn_scripts.wait_graph import ANALYSIS
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import demo, runner
@@ -45,6 +44,7 @@ from vmcore_tools.kernel.workqueue import (
 from vmcore_tools.model import Absent, Confidence, Finding
 from vmcore_tools.report.graph import tree_lines
 from vmcore_tools.report.table import render
+from vmcore_tools.wait_findings import cpu
 
 RULES = {rule.id for rule in ANALYSIS.rules}
 _KWORKER = re.compile(r"kworker/(u?)(\d+):\d+(H?)(-.*)?")
@@ -90,9 +90,9 @@ def test_the_task_that_keeps_the_cpu_is_to_blame(demo_dump: ShippedDump) -> None
 
 def found_where(dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, *, others_ran: bool) -> Finding:
     """The finding if the kernel did not tell that the current task has run for long."""
-    monkeypatch.setattr(wait_graph, "current_ran_ns", lambda *_: 0)
+    monkeypatch.setattr(cpu, "current_ran_ns", lambda *_: 0)
     if others_ran:
-        monkeypatch.setattr(wait_graph, "since_run_ns", lambda *_: 1000)
+        monkeypatch.setattr(cpu, "since_run_ns", lambda *_: 1000)
     report = runner.run(
         dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
     )
@@ -124,8 +124,8 @@ def test_a_task_that_may_just_have_preempted_the_culprit_is_not_blamed(
 def test_ordinary_load_of_the_fair_class_is_nobodys_fault(
     demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wait_graph, "is_realtime", lambda _task: False)
-    monkeypatch.setattr(wait_graph, "is_of_low_weight", lambda _task: True)
+    monkeypatch.setattr(cpu, "is_realtime", lambda _task: False)
+    monkeypatch.setattr(cpu, "is_of_low_weight", lambda _task: True)
     report = runner.run(
         demo_dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
     )

@@ -32,7 +32,7 @@ def test_two_tasks_and_two_locks_and_a_victim() -> None:
     abba = graph("A>m1", "m1>B", "B>m2", "m2>A", "C>m1")
     assert cycles(abba) == ["A>m1>B>m2>A"]
     (root,) = abba.rank([("A", "m1", "B", "m2")], {"A": 20, "B": 10, "C": 5})
-    assert root == Root(("A", "m1", "B", "m2"), ("C",), 35)
+    assert root == Root(("A", "m1", "B", "m2"), ("C",), 35, 3)
 
 
 def test_a_chain_is_no_deadlock() -> None:

@@ -16,8 +16,9 @@ import pytest
 from drgn import Object, offsetof
 
 from tests.layouts.machine import Machine
-from vmcore_tools.kernel import wait_chain
-from vmcore_tools.kernel.wait_chain import TASK, WORKQUEUE, Node, WaitChains
+from vmcore_tools.kernel import wait_chain, wait_works
+from vmcore_tools.kernel.wait_chain import WaitChains
+from vmcore_tools.kernel.wait_nodes import TASK, WORKQUEUE, Node
 from vmcore_tools.kernel.workqueue import (
     barrier_of_completion,
     barrier_target,
@@ -241,7 +242,7 @@ def test_the_color_of_a_running_work_is_sure_only_if_no_other_is_in_flight(
 def test_where_the_worker_has_the_color_of_its_work_that_decides(
     flushed: Flushed, monkeypatch: pytest.MonkeyPatch, color: int
 ) -> None:
-    monkeypatch.setattr(wait_chain, "worker_color", lambda _worker: color)
+    monkeypatch.setattr(wait_works, "worker_color", lambda _worker: color)
     flushed.pending()
     key = f"task {flushed.running():#x}"
     flushed.in_flight(FLUSHED, 1)

@@ -39,12 +39,19 @@ class Root:
 
     :ivar nodes: one that waits for nothing, or the nodes of a cycle in order
     :ivar victims: who waits behind it, the longest first; not the nodes themselves
-    :ivar wait_ns: how long the victims have waited altogether
+    :ivar wait_ns: how long all of them, and those of the cycle, have waited altogether
+    :ivar waiting: how many they are
     """
 
     nodes: Tuple[str, ...]
     victims: Tuple[str, ...]
     wait_ns: int
+    waiting: int
+
+    @property
+    def sort_key(self) -> Tuple[int, int, Tuple[str, ...]]:
+        """The most victims first, then the longest wait."""
+        return (-self.waiting, -self.wait_ns, self.nodes)
 
 
 class WaitGraph:
@@ -244,6 +251,5 @@ class WaitGraph:
             cycle = [key for key in nodes if key in waits] if len(nodes) > 1 else []
             if victims or cycle:
                 total = sum(waits[key] for key in [*victims, *cycle])
-                roots.append((len(victims) + len(cycle), Root(nodes, tuple(victims), total)))
-        roots.sort(key=lambda item: (-item[0], -item[1].wait_ns, item[1].nodes))
-        return [root for _, root in roots]
+                roots.append(Root(nodes, tuple(victims), total, len(victims) + len(cycle)))
+        return sorted(roots, key=lambda root: root.sort_key)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From locks to who has them: a part of the wait-for graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterator, Optional
+
+from vmcore_tools.kernel.locks import (
+    Holder,
+    mutex_holder,
+    rt_mutex_holder,
+    rwsem_holder,
+    semaphore_holder,
+)
+from vmcore_tools.kernel.wait_graph import Edge
+from vmcore_tools.kernel.wait_nodes import HELD_BY, LOCK, READ_BY, Node
+from vmcore_tools.kernel.waits import Wait
+
+if TYPE_CHECKING:
+    from vmcore_tools.kernel.wait_chain import WaitChains
+
+
+def follow_lock_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
+    """From a task on a lock's list of waiters to the lock."""
+    key = f"{wait.kind} {wait.object.value_():#x}"
+    chains.add(Node(key, LOCK, wait.object, wait.kind, wait))
+    yield Edge(node.key, key, "waits for", wait.proven)
+
+
+def follow_lock(chains: WaitChains, node: Node) -> Iterator[Edge]:
+    """From a lock to the task that has it."""
+    holder = _holder(chains, node)
+    if holder is not None:
+        why = HELD_BY if holder.certain else READ_BY
+        yield Edge(node.key, chains.task(holder.task), why, holder.certain)
+
+
+def _holder(chains: WaitChains, node: Node) -> Optional[Holder]:
+    tasks = chains.tasks
+    if node.name == "mutex":
+        holder = mutex_holder(node.object)
+        return holder if holder is not None and holder.task.value_() in tasks else None
+    if node.name == "rt_mutex":
+        return rt_mutex_holder(node.object, tasks)
+    if node.name == "rwsem":
+        return rwsem_holder(node.object, tasks)
+    if node.name == "semaphore":
+        return semaphore_holder(node.object, tasks)
+    return None

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A CPU that one task keeps to itself (VT311)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, Iterator, List, Optional, Tuple
+
+from drgn import FaultError, Object
+from drgn.helpers import ValidationError
+from drgn.helpers.linux.sched import task_cpu
+
+from vmcore_tools.kernel.run_queue import (
+    QueuedTask,
+    RunQueue,
+    current_ran_ns,
+    is_of_low_weight,
+    is_realtime,
+    need_resched,
+    rt_throttling_off,
+    scheduling_policy,
+    since_run_ns,
+)
+from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.wait_graph import Root
+from vmcore_tools.kernel.wait_nodes import CPU
+from vmcore_tools.kernel.wait_works import held_up_workers, pool_cpu
+from vmcore_tools.kernel.workqueue import (
+    for_each_worker,
+    for_each_worker_pool,
+    pool_without_progress_ns,
+    worker_is_idle,
+)
+from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
+from vmcore_tools.wait_findings.view import Cause, WaitView, maybe
+
+CPU_MONOPOLISED = Rule(
+    id="VT311",
+    slug="cpu-monopolised",
+    severity=Severity.ERROR,
+    summary="A CPU runs one task, or real-time tasks, while others have waited for it too long.",
+    remedy=(
+        "Stop the task, or give it another policy or CPU; leave real-time throttling on "
+        "(kernel.sched_rt_runtime_us). A task in the kernel must call cond_resched()."
+    ),
+    page="""\
+`waited_ns` is how long somebody has certainly waited for the CPU: from
+sched_info, or from a pool of per-CPU works whose woken worker has not run since
+the first work was queued. `held_ns` is how much of that the task itself has
+certainly run; only if that alone is too long, the task is `proven` to be the
+cause. It is `likely` if no other task that was last on the CPU has run since,
+except the CPU's stopper. Else the task may just have preempted the one to blame:
+then the CPU is the subject, and the finding is `suspected`.
+
+Without either source (CONFIG_SCHED_INFO is off, and no work is pending) there
+is only `at_most_ns`, the time since any task on the queue last ran, and the
+finding is `suspected`. That tasks of SCHED_IDLE or a positive nice value wait
+for others of the fair class is no finding.""",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """
+    A CPU that tasks wait for.
+
+    :ivar waiting: who waits for it: not those who do so by right
+    :ivar longest: the one that has waited for ``at_least_ns``
+    :ivar ran_ns: how long of that the current task has certainly run
+    :ivar others: whether other tasks may have run in that time
+    """
+
+    queue: RunQueue
+    waiting: Tuple[QueuedTask, ...]
+    longest: Optional[Object]
+    at_least_ns: Optional[int]
+    at_most_ns: Optional[int]
+    ran_ns: int
+    others: bool
+
+
+class CpuMonopolised(Cause):
+    rules = (CPU_MONOPOLISED,)
+
+    def __init__(self, view: WaitView) -> None:
+        super().__init__(view)
+        self._held: Dict[int, _Held] = {}
+
+    def prepare(self) -> None:
+        self._held = self._held_cpus()
+
+    def finding(self, root: Root) -> Optional[Finding]:
+        node = self.view.chains.nodes[root.nodes[0]]
+        held = self._held.get(node.cpu) if node.kind == CPU else None
+        return None if held is None else self._monopolised(root, held)
+
+    def _held_cpus(self) -> Dict[int, _Held]:
+        """The CPUs that somebody has waited for too long; those who wait become victims."""
+        waits: Dict[int, List[Tuple[int, Object]]] = {}
+        for cpu, queue in self.view.queues.items():
+            waits[cpu] = [
+                (waiting.wait_ns, waiting.task)
+                for waiting in _rightly_waiting(queue)
+                if waiting.wait_ns is not None
+            ]
+        try:
+            for pool in for_each_worker_pool(self.view.prog):
+                pool_of = pool_cpu(pool)
+                stalled_ns = pool_without_progress_ns(pool)
+                if pool_of not in waits or stalled_ns is None:
+                    continue
+                woken = held_up_workers(pool)
+                # Did a worker have a work of it, the woken one may be woken since.
+                if woken and all(map(worker_is_idle, for_each_worker(pool))):
+                    waits[pool_of].append((stalled_ns, woken[0].task.read_()))
+        except (FaultError, ValidationError, LookupError) as error:
+            self.view.ctx.coverage.gap("worker pool", f"it cannot be read: {error}")
+        held = {}
+        for cpu, queue in self.view.queues.items():
+            longest = max(waits[cpu], default=None, key=lambda wait: wait[0])
+            found = self._held_cpu(queue, *(longest or (None, None)))
+            if found is not None:
+                held[cpu] = found
+        return held
+
+    def _held_cpu(
+        self, queue: RunQueue, least: Optional[int], longest: Optional[Object]
+    ) -> Optional[_Held]:
+        waiting = _rightly_waiting(queue)
+        if queue.idle or not waiting:
+            return None
+        most: Optional[int] = min(task.since_run_ns or self.view.now_ns for task in waiting)
+        window_ns = (most or 0) if least is None else least
+        if window_ns < self.view.cpu_threshold_ns:
+            return None
+        ran_ns = current_ran_ns(queue, window_ns, self.view.now_ns)
+        others = ran_ns < self.view.cpu_threshold_ns and self._others_ran(queue, window_ns)
+        if least is None:
+            # As far as is known: it cannot have run longer than all its life.
+            runtime_ns = int(queue.current.se.sum_exec_runtime.value_())
+            if others or runtime_ns < self.view.cpu_threshold_ns:
+                return None
+        elif any(task.wait_ns is not None for task in waiting):
+            most = None
+        for queued in waiting:
+            key = self.view.chains.add_task(queued.task)
+            self.view.waits.setdefault(key, queued.wait_ns or 0)
+        return _Held(queue, waiting, longest, least, most, ran_ns, others)
+
+    def _others_ran(self, queue: RunQueue, window_ns: int) -> bool:
+        """Whether a task other than the current one may have kept a CPU."""
+        harmless = (queue.current.value_(), queue.rq.stop.value_(), queue.rq.idle.value_())
+        for task in self.view.tasks:
+            try:
+                if task_cpu(task) != queue.cpu or task.value_() in harmless:
+                    continue
+                since_ns = since_run_ns(task, queue.rq, self.view.now_ns)
+                if since_ns is not None and since_ns < window_ns:
+                    return True
+            except FaultError:
+                return True  # it may have
+        return False
+
+    def _monopolised(self, root: Root, held: _Held) -> Finding:
+        queue = held.queue
+        task = queue.current
+        certain = held.at_least_ns is not None
+        own = held.ran_ns >= self.view.cpu_threshold_ns
+        if certain and held.others:
+            return self._not_run(root, held)
+        time = "for {held_ns}" if own else "as it seems for {waited_ns}"
+        message = (
+            "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
+            + (time if certain else "for at most {at_most_ns}")
+            + "; {victims} tasks wait for it"
+        )
+        if any(key in self.view.asleep for key in root.victims):
+            message += ", first of them {victim} ({victim_pid}) for {wait_ns} in {waits_for}"
+        evidence = [
+            *self._kept(held),
+            Evidence("held_ns", Kind.DURATION, maybe(held.ran_ns if certain and own else None)),
+            *self.view.victims(root),
+        ]
+        if not certain:
+            evidence.append(Evidence("at_most_ns", Kind.DURATION, maybe(held.at_most_ns)))
+        unread: Tuple[str, ...] = ()
+        confidence = Confidence.PROVEN
+        if not certain:
+            confidence = Confidence.SUSPECTED
+            unread = ("when they were woken, and when the CPU was last idle",)
+        elif not own:
+            confidence = Confidence.LIKELY
+            unread = ("tasks that ran on the CPU in that time and have ended or moved since",)
+        kind = "real-time" if is_realtime(task) else "fair"
+        return Finding(
+            rule=CPU_MONOPOLISED,
+            confidence=confidence,
+            message=message + ".",
+            subject=self.view.task_ref(task),
+            evidence=tuple(evidence),
+            signature_key=("cpu-monopolised", kind, *self.view.callers(root.victims[:1])),
+            related=self.view.related(root),
+            stacks=self.view.stack_ids(root.victims),
+            unread=unread,
+            graph=self.view.drawn(root),
+        )
+
+    def _kept(self, held: _Held) -> Iterator[Evidence]:
+        queue, task = held.queue, held.queue.current
+        yield Evidence("cpu", Kind.NUMBER, queue.cpu)
+        yield Evidence("comm", Kind.SENSITIVE, task_comm(task))
+        yield Evidence("pid", Kind.PID, int(task.pid.value_()))
+        yield Evidence("policy", Kind.TEXT, scheduling_policy(task))
+        yield Evidence("rt_priority", Kind.NUMBER, int(task.rt_priority.value_()))
+        yield Evidence("rt_throttling_off", Kind.TEXT, maybe(rt_throttling_off(self.view.prog)))
+        yield Evidence("need_resched", Kind.TEXT, maybe(need_resched(queue)))
+        yield Evidence("waited_ns", Kind.DURATION, maybe(held.at_least_ns))
+        yield Evidence("since_switch_ns", Kind.DURATION, maybe(queue.current_ns))
+        yield Evidence("queued", Kind.COUNT, len(queue.queued))
+
+    def _not_run(self, root: Root, held: _Held) -> Finding:
+        """The CPU does not get to its tasks, and who kept it is not known."""
+        longest = held.longest
+        assert longest is not None
+        comm, pid = task_comm(longest), int(longest.pid.value_())
+        message = "CPU {cpu} has not run {not_run} ({not_run_pid}) for {waited_ns}"
+        evidence = [
+            *self._kept(held),
+            Evidence("not_run", Kind.SENSITIVE, comm),
+            Evidence("not_run_pid", Kind.PID, pid),
+            *self.view.victims(root),
+        ]
+        above = _above(held.queue, longest, held.at_least_ns or 0)
+        if above is not None:
+            message += "; before it goes {before} ({before_pid}), which has run in that time"
+            evidence.append(Evidence("before", Kind.SENSITIVE, task_comm(above)))
+            evidence.append(Evidence("before_pid", Kind.PID, int(above.pid.value_())))
+        return Finding(
+            rule=CPU_MONOPOLISED,
+            confidence=Confidence.SUSPECTED,
+            message=message + "; the CPU runs {comm} ({pid}), {policy}, perhaps only since now.",
+            subject=self.view.ref(self.view.chains.nodes[root.nodes[0]]),
+            evidence=tuple(evidence),
+            signature_key=("cpu-not-run", *self.view.callers(root.victims[:1])),
+            related=self.view.related(root),
+            stacks=self.view.stack_ids(root.victims),
+            unread=("which tasks the CPU ran in that time",),
+            graph=self.view.drawn(root),
+        )
+
+
+def _rightly_waiting(queue: RunQueue) -> Tuple[QueuedTask, ...]:
+    """The queued tasks but those that ordinary load of the fair class keeps waiting."""
+    if is_realtime(queue.current):
+        return queue.queued
+    return tuple(queued for queued in queue.queued if not is_of_low_weight(queued.task))
+
+
+def _above(queue: RunQueue, task: Object, window_ns: int) -> Optional[Object]:
+    """The queued real-time task that ran last, while another task waited."""
+    if is_realtime(task):
+        return None
+    ran = [
+        (queued.since_run_ns, queued.task)
+        for queued in queue.queued
+        if is_realtime(queued.task)
+        and queued.since_run_ns is not None
+        and queued.since_run_ns < window_ns
+    ]
+    return min(ran, key=lambda since: since[0])[1] if ran else None

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The holder of a lock that sleeps in something else (VT313)."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from vmcore_tools.kernel.wait_graph import Root
+from vmcore_tools.kernel.wait_nodes import HELD_BY, READ_BY, TASK
+from vmcore_tools.model import Evidence, Finding, Kind, Rule, Severity
+from vmcore_tools.wait_findings.view import Cause
+
+HOLDER_ASLEEP = Rule(
+    id="VT313",
+    slug="lock-holder-asleep",
+    severity=Severity.ERROR,
+    summary="Tasks wait for a lock whose holder sleeps in something else.",
+    remedy="Look at the holder's stack: find out who should wake it there.",
+    page="""\
+The holder is the task that the lock itself names. What it sleeps in is given
+where the kernel's lists show it; nobody is known who would end it. It may also
+be kept off the CPU by its cgroup's quota. For an rwsem
+that readers have, the lock names only the last one: then it is `suspected`.""",
+)
+
+
+class HolderAsleep(Cause):
+    rules = (HOLDER_ASLEEP,)
+
+    def finding(self, root: Root) -> Optional[Finding]:
+        node = self.view.chains.nodes[root.nodes[0]]
+        if node.kind != TASK or node.state not in ("asleep", "throttled"):
+            return None
+        if self.view.longest_ns(root.victims) < self.view.threshold_ns:
+            return None
+        edges = [e for e in self.view.graph.edges_to(node.key) if e.why in (HELD_BY, READ_BY)]
+        if not edges:
+            return None
+        lock = self.view.chains.nodes[edges[0].source]
+        return Finding(
+            rule=HOLDER_ASLEEP,
+            confidence=self.view.confidence(edges),
+            message=(
+                "{comm} ({pid}) has the {lock} at {lock_address} and {doing}; {victims} tasks wait "
+                "behind it, first of them {victim} ({victim_pid}) for {wait_ns}."
+            ),
+            subject=self.view.ref(node),
+            evidence=(
+                Evidence("lock", Kind.TEXT, self.view.name(lock)),
+                Evidence("lock_address", Kind.ADDRESS, int(lock.object.value_())),
+                *self.view.culprit(node),
+                *self.view.victims(root),
+            ),
+            signature_key=("lock-holder-asleep", lock.name, *self.view.callers([node.key])),
+            related=(self.view.ref(lock), *self.view.related(root)),
+            stacks=self.view.stack_ids([node.key, *root.victims]),
+            unread=self.view.unread(edges),
+            graph=self.view.drawn(root),
+        )
