@@ -180,3 +180,9 @@ def test_frames_are_numbered_as_drgn_does() -> None:
 )
 def test_gap_text(gap: Gap, text: str) -> None:
     assert gap_text(gap) == text
+
+
+def test_a_name_that_comes_many_times_is_written_once() -> None:
+    comms = ("sshd", "sshd", "sshd", "cron", "cron", "sshd")
+    assert value_text(Kind.SENSITIVE, comms) == "sshd (3 times), cron, cron, sshd"
+    assert value_text(Kind.PID, (7, 7, 7)) == "7, 7, 7"

@@ -59,7 +59,7 @@ def test_tree_from_the_cause_down() -> None:
     assert list(tree_lines(CHAIN, 100)) == [
         "task hog",
         "|- task worker is queued on it",
-        "|  `- task Xorg, PID 5 (wait 5.0 s) waits for (?) it",
+        "|  `- task Xorg, PID 5 (wait 5.0 s) waits for it (not proven)",
         "`- task other is queued on it",
     ]
 
@@ -68,7 +68,7 @@ def test_a_cycle_ends_where_it_began() -> None:
     assert list(tree_lines(CYCLE, 100)) == [
         "task a",
         "|- task b waits for it",
-        "|  `- task a waits for it (see above)",
+        "|  `- task a waits for it (which closes the circle)",
         "`- task c waits for it",
     ]
 
@@ -77,7 +77,7 @@ def test_long_lines_are_cut_and_what_is_left_out_is_counted() -> None:
     graph = dataclasses.replace(CHAIN, left_out=1200)
     lines = list(tree_lines(graph, 20))
     assert lines[1] == "|- task worker is..."
-    assert lines[-1] == "and 1,200 more"
+    assert lines[-1] == "and 1,200 more be..."
 
 
 def test_a_deep_tree_needs_no_deep_recursion() -> None:
@@ -86,24 +86,69 @@ def test_a_deep_tree_needs_no_deep_recursion() -> None:
     assert len(list(tree_lines(Graph(nodes, edges, ("n0",)), 100))) == 3000
 
 
+def behind(number: int) -> Graph:
+    """A lock's holder, and tasks that wait for the lock; one more waits for the first."""
+    waiters = [node(f"n{3 + i}", "sshd" if i else "cron", 40 + i) for i in range(number)]
+    return Graph(
+        nodes=(node("n1", "holder"), GraphNode("n2", Ref("mutex", "", 0xFF00)), *waiters),
+        edges=(
+            GraphEdge("n2", "n1", "is held by", True),
+            *(GraphEdge(waiter.id, "n2", "waits for", True) for waiter in waiters),
+        ),
+        roots=("n1",),
+    )
+
+
+def test_many_that_wait_alike_are_one_line() -> None:
+    assert list(tree_lines(behind(4), 100)) == [
+        "task holder",
+        "`- mutex at 0xff00 is held by it",
+        "   `- 4 x task sshd, cron, PID 40-43 (wait 40.0 s to 43.0 s) each waits for it",
+    ]
+    assert len(list(tree_lines(behind(3), 100))) == 5
+    lines = list(mermaid_lines(behind(4)))
+    assert lines[3] == '  n3["4 x task sshd, cron<br/>PID 40-43<br/>wait 40.0 s to 43.0 s"]'
+    assert [line for line in lines if "-->" in line] == [
+        '  n2 -->|"is held by"| n1',
+        '  n3 -->|"waits for"| n2',
+    ]
+
+
+def test_those_that_others_wait_for_or_that_wait_otherwise_stand_alone() -> None:
+    graph = behind(6)
+    edges = (*graph.edges[:-1], GraphEdge("n8", "n2", "waits for", False))
+    alone = dataclasses.replace(graph, edges=(*edges, GraphEdge("n8", "n3", "waits for", True)))
+    text = "\n".join(tree_lines(alone, 100))
+    assert "4 x task sshd, PID 41-44" in text
+    assert "task cron, PID 40" in text and "task sshd, PID 45" in text
+
+
+def test_a_short_tree_says_how_much_is_missing() -> None:
+    assert list(tree_lines(behind(3), 100, 4))[2:] == [
+        "   |- task cron, PID 40 (wait 40.0 s) waits for it",
+        "... (2 more lines below)",
+    ]
+    assert len(list(tree_lines(behind(3), 100, 5))) == 5
+
+
 def test_mermaid() -> None:
     assert list(mermaid_lines(CHAIN)) == [
         "flowchart BT",
-        '  n1["task hog"]',
-        '  n2["task worker"]',
-        '  n3["task Xorg, PID 5 #40;wait 5.0 s#41;"]',
-        '  n4["task other"]',
+        '  n1(["task hog"])',
+        '  n2(["task worker"])',
+        '  n3["task Xorg<br/>PID 5<br/>wait 5.0 s"]',
+        '  n4(["task other"])',
         '  n2 -->|"is queued on"| n1',
         '  n3 -.->|"waits for"| n2',
         '  n4 -->|"is queued on"| n1',
-        "  style n1 stroke-width:4px",
+        "  style n1 stroke:#d32f2f,stroke-width:4px",
     ]
 
 
 def test_a_hostile_comm_is_no_markup() -> None:
     graph = dataclasses.replace(CHAIN, nodes=(node("n1", '"]\n```<img>`%%{x}'), *CHAIN.nodes[1:]))
     line = list(mermaid_lines(graph))[1]
-    assert re.fullmatch(r'  n1\["[\w #;.,:/+-]*"\]', line)
+    assert re.fullmatch(r'  n1\(\["[\w #;.,:/+-]*"\]\)', line)
     assert all("\n" not in line for line in tree_lines(graph, 100))
 
 

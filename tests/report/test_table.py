@@ -24,6 +24,14 @@ ERROR VT201 leaked-dma-fence [likely]: 5,107 references of Xorg to 468.8 KiB at 
   0xffff888000001060 have no holder
 WARNING VT301 hung-task [proven]: Xorg waits for 2 min 11 s
 
+NOT looked at:
+  dma-fences: 9 slab pages: corrupt freelist (at 0xffff888000004000, ...)
+  slab: skipped: struct page not found
+  broken: failed: KeyError: 'Xorg'
+
+Not looked at, which changes no answer:
+  dma-fences: 77 user pages: excluded by the dump level
+
 ERROR VT201 leaked-dma-fence [likely]
   5,107 references of Xorg to 468.8 KiB at 0xffff888000001000, 0xffff888000001060 have no holder
   subject: slab cache kmalloc-96 at 0xffff888000002000
@@ -44,14 +52,6 @@ WARNING VT301 hung-task [proven]
   stack-c3468492db: shown above
   what to do: Look at what it waits for.
   signature: VT301-3251b1d4acaf
-
-NOT looked at:
-  dma-fences: 9 slab pages: corrupt freelist (at 0xffff888000004000, ...)
-  slab: skipped: struct page not found
-  broken: failed: KeyError: 'Xorg'
-
-Not looked at, which changes no answer:
-  dma-fences: 77 user pages: excluded by the dump level
 
 dma-fences: Fence, showing 2 of 5,107:
 address             driver                   size         age  comm                       stack
@@ -278,3 +278,12 @@ def test_any_text_of_the_dump_is_harmless(text: str) -> None:
         stacks={stack.id: stack, STACK.id: STACK},
     )
     assert render(made, "table").replace("\n", "").isprintable()
+
+
+def test_what_was_not_read_is_on_the_first_screen() -> None:
+    text = render(full_report(), "table")
+    short, whole = (
+        "ERROR VT201 leaked-dma-fence [likely]: ",
+        "ERROR VT201 leaked-dma-fence [likely]\n",
+    )
+    assert text.index(short) < text.index("NOT looked at:") < text.index(whole)

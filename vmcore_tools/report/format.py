@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import string
-from typing import Any, Callable, Iterator, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, Tuple, Union
 
 from vmcore_tools.model import Absent, Evidence, Finding, Frame, Gap, Kind, KnownIssue, Ref
 
@@ -16,6 +17,9 @@ _NS_PER_S = 1000 * _NS_PER_MS
 
 #: What text shows instead of the unit that a name ends in.
 _UNIT_SUFFIX = {Kind.BYTES: "_bytes", Kind.DURATION: "_ns"}
+
+#: How often in a row a text is written out.
+_REPEATED_MIN = 3
 
 #: Kinds whose columns are aligned at the right.
 NUMERIC_KINDS = frozenset((Kind.PID, Kind.BYTES, Kind.DURATION, Kind.COUNT, Kind.NUMBER))
@@ -53,11 +57,26 @@ def value_text(kind: Kind, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ", ".join(value_text(kind, item) for item in value) if value else "none"
+        return ", ".join(list_texts(value, lambda item: value_text(kind, item))) or "none"
     if isinstance(value, str):
         # Also the pseudonym of a masked address.
         return escape(value)
     return _number_text(kind, value)
+
+
+def list_texts(values: Iterable[Any], text: Callable[[Any], str]) -> Iterator[str]:
+    """
+    The values of a list, where a text that comes many times is written once.
+
+    >>> list(list_texts(("sshd", "sshd", "sshd", "cron"), str))
+    ['sshd (3 times)', 'cron']
+    """
+    for value, run in itertools.groupby(values):
+        same = list(run)
+        if isinstance(value, str) and len(same) >= _REPEATED_MIN:
+            yield f"{text(value)} ({len(same)} times)"
+        else:
+            yield from map(text, same)
 
 
 def _number_text(kind: Kind, value: int) -> str:

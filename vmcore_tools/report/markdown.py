@@ -28,6 +28,7 @@ from vmcore_tools.report.format import (
     evidence_lines,
     known_issue_facts,
     label,
+    list_texts,
     message_text,
     stack_lines,
     value_text,
@@ -83,7 +84,7 @@ def code_block(lines: Iterable[str], language: str = "text") -> str:
 
 def value(kind: Kind, value: Any) -> str:
     if isinstance(value, tuple) and value:
-        return ", ".join(_scalar(kind, item) for item in value)
+        return ", ".join(list_texts(value, lambda item: _scalar(kind, item)))
     return _scalar(kind, value)
 
 

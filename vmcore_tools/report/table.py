@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Iterable, Iterator, List, Set
+from typing import Iterable, Iterator, List, Optional, Set
 
 from tabulate import tabulate
 
@@ -12,6 +12,7 @@ from vmcore_tools.model import (
     AnalysisResult,
     Evidence,
     Finding,
+    Graph,
     Report,
     Stack,
     Table,
@@ -39,6 +40,9 @@ from vmcore_tools.report.summary import (
 )
 
 _INDENT = "  "
+#: Lines of a tree that the answer in short has, and related objects that the long one names.
+_TREE_LINES = 6
+_RELATED = 8
 
 
 def render(report: Report, *, timings: bool = False, width: int = 100) -> str:
@@ -65,10 +69,13 @@ class _Renderer:
             self._target(),
             "\n".join(self._wrap(verdict(self._report), "")) + "\n",
         ]
-        if len(self._report.findings) > 1:
-            sections.append("\n".join(self._contents()) + "\n")
-        sections += ["\n".join(self._finding(f)) + "\n" for f in self._report.findings]
-        sections += self._gaps()
+        in_full = ["\n".join(self._finding(f)) + "\n" for f in self._report.findings]
+        not_read = list(self._gaps())
+        if len(in_full) > 1:
+            # Stacks are long: all answers in short, and what is missing, are on the first screen.
+            sections += ["\n".join(self._contents()) + "\n", *not_read, *in_full]
+        else:
+            sections += [*in_full, *not_read]
         sections += [
             self._table(analysis, table)
             for analysis in self._report.analyses
@@ -98,23 +105,25 @@ class _Renderer:
         )
 
     def _contents(self) -> Iterator[str]:
-        # Stacks are long: all answers in short are on the first screen.
         for finding in self._report.findings:
             yield from self._wrap(f"{_title(finding)}: {message_text(finding)}", "", _INDENT)
+            if finding.graph is not None:
+                yield from self._tree(finding.graph, _TREE_LINES)
 
     def _finding(self, finding: Finding) -> Iterator[str]:
         rule = finding.rule
         yield _title(finding)
         yield from self._wrap(message_text(finding), _INDENT)
+        if finding.graph is not None:
+            yield f"{_INDENT}who waits for whom, from the cause down:"
+            yield from self._tree(finding.graph)
         yield from self._field("subject", ref_text(finding.subject))
         for item in evidence_lines(finding):
             yield from self._field(label(item.name, item.kind), value_text(item.kind, item.value))
-        for ref in finding.related:
+        for ref in finding.related[:_RELATED]:
             yield from self._field("related", ref_text(ref))
-        if finding.graph is not None:
-            yield f"{_INDENT}who waits for whom:"
-            for line in tree_lines(finding.graph, self._width - len(_INDENT * 2)):
-                yield _INDENT * 2 + line
+        if len(finding.related) > _RELATED:
+            yield from self._field("related", f"{len(finding.related) - _RELATED:,} more")
         for id in finding.stacks:
             yield from self._stack(id)
         for text in finding.unread:
@@ -126,6 +135,10 @@ class _Renderer:
         for issue in finding.known_issues:
             for name, text in known_issue_facts(issue):
                 yield from self._field(name, escape(text))
+
+    def _tree(self, graph: Graph, most: Optional[int] = None) -> Iterator[str]:
+        for line in tree_lines(graph, self._width - len(_INDENT * 2), most):
+            yield _INDENT * 2 + line
 
     def _field(self, name: str, text: str) -> List[str]:
         return self._wrap(f"{name}: {text}", _INDENT, _INDENT)
