@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import lzma
 import re
@@ -499,6 +500,28 @@ def test_dump_with_nothing_of_the_kernel(shipped: demo.DemoDump, tmp_path: Path)
     message = error_of(path, shipped.symbols)
     assert message.startswith("nothing of the kernel ")
     assert "the file ends before the data of" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        (
+            {"split": True},
+            "open what this writes: makedumpfile --reassemble PART1 PART2 ... vmcore",
+        ),
+        ({"incomplete": True}, "its machine had no room to write all of it: give it more, or "),
+        ({}, "copy the dump again and compare the sizes, or make a new one"),
+    ],
+    ids=["split", "incomplete", "cut off"],
+)
+def test_next_step_where_nothing_can_be_read(
+    loaded: Program, change: Dict[str, bool], step: str
+) -> None:
+    overlay(loaded, loaded["init_uts_ns"].name.release.address_, b"?\0")
+    page_map = dataclasses.replace(target.read_page_map(str(loaded.core_dump_path)), **change)
+    with pytest.raises(TargetError) as caught:
+        target._check_identity(loaded, page_map)
+    assert f"; {step}" in str(caught.value)
 
 
 def test_flattened_dump_opens_as_it_is(

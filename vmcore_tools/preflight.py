@@ -116,8 +116,8 @@ def check_dump(path: Union[str, Path]) -> None:
         raise TargetError(f"{name} {known}")
     raise TargetError(
         f"{name} is neither a kdump nor an ELF vmcore; make a dump with kdump"
-        " (makedumpfile) or QEMU's dump-guest-memory: a bare memory image lacks the"
-        " kernel's VMCOREINFO"
+        " (makedumpfile) or QEMU's dump-guest-memory: a bare memory image, as pmemsave"
+        " writes it, lacks the kernel's VMCOREINFO, and where each page belongs"
     )
 
 

@@ -21,6 +21,7 @@ from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.dump.page_map import DumpError, PageMap, merge_runs, page_map_of_file
 from vmcore_tools.dump.plain_file import PlainFile
+from vmcore_tools.dump.vmcoreinfo_note import vmcoreinfo_in_memory
 from vmcore_tools.errors import TargetError, printable
 from vmcore_tools.kernel.resource import system_ram
 from vmcore_tools.model import Absent, Evidence, Kind, Scalar
@@ -39,10 +40,13 @@ __all__ = [
 
 PathLike = Union[str, Path]
 
+_LACKS_VMCOREINFO = "unrecognized QEMU memory dump"
 _NO_KCORE_PERMISSION = (
     "no permission to read /proc/kcore; the live kernel needs root (CAP_SYS_RAWIO), and a"
     " kernel that is not locked down; a dump is opened with -c"
 )
+#: Set where a dump lacks the note, and the guest's memory has it.
+_FOUND_NOTE = "vmcore_tools.vmcoreinfo_in_memory"
 _QMP_HINT = "start QEMU with -qmp unix:PATH,server=on,wait=off and give PATH with --qemu"
 
 
@@ -197,12 +201,14 @@ def set_core_dump(path: PathLike, note: Optional[bytes] = None) -> Program:
     try:
         prog.set_core_dump(path)
     except Exception as error:  # drgn raises Exception itself for what libkdumpfile says
-        without_utsname = None
+        helped = None
         if "ARCH_NAME" in str(error):
-            without_utsname = _set_core_dump_without_utsname(path, note)
-        if without_utsname is None:
+            helped = _set_core_dump_without_utsname(path, note)
+        elif _LACKS_VMCOREINFO in str(error) and note is None:
+            helped = _set_core_dump_with_note_in_memory(path)
+        if helped is None:
             raise TargetError(_refused(name, str(error))) from error
-        prog = without_utsname
+        prog = helped
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
         raise TargetError(
             f"{name} is the core dump of a process or of a machine without VMCOREINFO, not a"
@@ -228,13 +234,34 @@ def _set_core_dump_without_utsname(path: PathLike, note: Optional[bytes]) -> Opt
     return None
 
 
+def _set_core_dump_with_note_in_memory(path: PathLike) -> Optional[Program]:
+    """
+    Open QEMU's ELF dump of a guest without ``-device vmcoreinfo``.
+
+    That the note is this boot's is seen when the kernel's own name is read by it.
+    """
+    try:
+        notes = vmcoreinfo_in_memory(path, page_map_of_file(path))
+    except (OSError, ValueError):
+        return None
+    if len(notes) != 1:
+        return None
+    prog = Program(vmcoreinfo=notes[0])
+    try:
+        prog.set_core_dump(path)
+    except Exception:  # the caller has the first error to show
+        return None
+    prog.cache[_FOUND_NOTE] = True
+    return prog
+
+
 def _refused(name: str, error: str) -> str:
     if "without libkdumpfile" in error:
         return (
             f"{name} is a kdump, and this drgn was built without libkdumpfile; install drgn"
             " from PyPI, or build it with libkdumpfile (see Installation in README.md)"
         )
-    if "unrecognized QEMU memory dump" in error or "vmcoreinfo.raw is not set" in error:
+    if _LACKS_VMCOREINFO in error or "vmcoreinfo.raw is not set" in error:
         return (
             f"{name} has no VMCOREINFO, so the kernel in it cannot be found; give it with"
             " --vmcoreinfo, or dump again from a QEMU with -device vmcoreinfo and"
@@ -316,8 +343,19 @@ def _check_identity(prog: Program, page_map: PageMap) -> None:
     cause = f" ({page_map.truncated})" if page_map.truncated else ""
     raise TargetError(
         f"nothing of the kernel {debug_info.release_of(prog)} can be read{cause}: {problem};"
-        " copy the dump again and compare the sizes, or make a new one"
+        f" {_next_step(page_map)}"
     )
+
+
+def _next_step(page_map: PageMap) -> str:
+    if page_map.split:
+        return "open what this writes: makedumpfile --reassemble PART1 PART2 ... vmcore"
+    if page_map.incomplete:
+        return (
+            "its machine had no room to write all of it: give it more, or make a smaller"
+            " dump with makedumpfile -d 31"
+        )
+    return "copy the dump again and compare the sizes, or make a new one"
 
 
 def _facts(prog: Program, page_map: PageMap, found: DebugInfo) -> Tuple[Evidence, ...]:
@@ -341,6 +379,8 @@ def _facts(prog: Program, page_map: PageMap, found: DebugInfo) -> Tuple[Evidence
     fact("format", Kind.TEXT, page_map.format)
     fact("flattened", Kind.TEXT, page_map.flattened)
     fact("truncated", Kind.TEXT, page_map.truncated)
+    if _FOUND_NOTE in prog.cache:
+        fact("vmcoreinfo", Kind.TEXT, "not among the dump's notes; found in the guest's memory")
     fact("kernel_release", Kind.UNTRUSTED, debug_info.release_of(prog))
     fact("build_id", Kind.TEXT, debug_info.build_id(prog) or Absent("not recorded in the dump"))
     fact("architecture", Kind.TEXT, architecture_name(prog))

@@ -133,7 +133,22 @@ def test_a_file_of_a_split_set_has_the_pages_of_its_part(tmp_path: Path) -> None
 
 
 def test_kdump_marked_incomplete_says_so(tmp_path: Path) -> None:
-    assert "incomplete" in (read(tmp_path, kdump([1], status=0x8)).truncated or "")
+    marked = read(tmp_path, kdump([1], status=0x8))
+    assert marked.incomplete and "incomplete" in (marked.truncated or "")
+    assert not read(tmp_path, kdump([1], status=0x2)).incomplete
+
+
+def test_elf_marked_incomplete_says_so(tmp_path: Path) -> None:
+    contents = bytearray(elf_core([(0x1000, PAGE, PAGE)]))
+    assert not read(tmp_path, bytes(contents)).incomplete
+    contents[48] = 1  # e_flags: DUMP_ELF_INCOMPLETE
+    marked = read(tmp_path, bytes(contents))
+    assert marked.incomplete and marked.truncated == "makedumpfile marked the dump as incomplete"
+    cut_off = read(tmp_path, bytes(contents[:-1]))
+    assert (
+        cut_off.truncated
+        == f"{marked.truncated}: the file ends 1 bytes before the end of its segments"
+    )
 
 
 def test_cut_off_kdump_loses_exactly_the_pages_behind_the_cut(tmp_path: Path) -> None:

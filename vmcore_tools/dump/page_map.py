@@ -35,8 +35,10 @@ _KDUMP_SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
 _PAGE_DESCRIPTOR = np.dtype(
     [("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")]
 )
-# diskdump_mod.h: the dump was cut short, by a full disk for example.
+# diskdump_mod.h and elf_info.h: the disk was full before all was written.
 _DUMP_DH_COMPRESSED_INCOMPLETE = 0x8
+_DUMP_ELF_INCOMPLETE = 0x1
+_INCOMPLETE = "makedumpfile marked the dump as incomplete"
 # A note for each of a few thousand CPUs is far less.
 _NOTES_BYTES_MAX = 64 << 20
 # header_version from which max_mapnr_64 replaces the 32-bit field.
@@ -62,6 +64,8 @@ class PageMap:
     :ivar dump_level: makedumpfile's ``-d``, None where the file does not say
     :ivar flattened: the file is in makedumpfile's flattened format
     :ivar truncated: why pages that the file promises are not in it
+    :ivar incomplete: makedumpfile had no room to write all of it
+    :ivar split: it is one file of a set that ``makedumpfile --split`` wrote
     :ivar zero_filled_holes: a read of an absent page can give zeros
     :ivar hole_runs: uint64 array of shape (h, 2): page frames that an ELF file
         has a segment of, but not the bytes. ``makedumpfile -E`` leaves out
@@ -76,6 +80,8 @@ class PageMap:
     dump_level: Optional[int] = None
     flattened: bool = False
     truncated: Optional[str] = None
+    incomplete: bool = False
+    split: bool = False
     zero_filled_holes: bool = False
     hole_runs: Runs = dataclasses.field(default_factory=lambda: merge_runs(()))
     segments: npt.NDArray[np.int64] = dataclasses.field(
@@ -203,11 +209,8 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         block_size,
         runs,
         dump_level=dump_level,
-        truncated=(
-            "makedumpfile marked the dump as incomplete"
-            if status & _DUMP_DH_COMPRESSED_INCOMPLETE
-            else None
-        ),
+        truncated=_INCOMPLETE if status & _DUMP_DH_COMPRESSED_INCOMPLETE else None,
+        incomplete=bool(status & _DUMP_DH_COMPRESSED_INCOMPLETE),
     )
     if split:
         # Each file of a set has the bitmap of all, and the data of its part.
@@ -217,6 +220,7 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
                 (max(start, start_pfn), min(end, end_pfn)) for start, end in runs.tolist()
             ),
             truncated="it is one file of a split set; join them with makedumpfile --reassemble",
+            split=True,
         )
     return _without_cut_off_pages(file, size_bytes, page_map, bitmap_offset + 2 * half)
 
@@ -272,12 +276,11 @@ def _without_cut_off_pages(
     breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
     starts = pfns[np.concatenate(([0], breaks))] if len(pfns) else pfns
     ends = pfns[np.concatenate((breaks - 1, [-1]))] + 1 if len(pfns) else pfns
+    lost = f"the file ends before the data of {total - int(kept.sum())} of its {total} pages"
     return dataclasses.replace(
         page_map,
         runs=np.stack((starts, ends), axis=1).astype(np.uint64),
-        truncated=(
-            f"the file ends before the data of {total - int(kept.sum())} of its {total} pages"
-        ),
+        truncated=f"{_INCOMPLETE}: {lost}" if page_map.incomplete else lost,
     )
 
 
@@ -302,6 +305,7 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
             for segment in elf.iter_segments("PT_LOAD")
         ]
         machine = elf["e_machine"]
+        incomplete = bool(elf["e_flags"] & _DUMP_ELF_INCOMPLETE)
     except ELFError as error:
         raise DumpError(f"its ELF headers are damaged: {error}") from error
     page_size_bytes = _elf_page_size(file, elf)
@@ -322,15 +326,16 @@ def _elf_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
         present.append((start, end))
         if start < end:
             in_file.append((start, end, offset + start * page_size_bytes - physical))
+    truncated = _INCOMPLETE if incomplete else None
+    if cut_off_bytes:
+        lost = f"the file ends {cut_off_bytes} bytes before the end of its segments"
+        truncated = f"{_INCOMPLETE}: {lost}" if incomplete else lost
     return PageMap(
         f"ELF core dump ({machine})",
         page_size_bytes,
         merge_runs(present),
-        truncated=(
-            f"the file ends {cut_off_bytes} bytes before the end of its segments"
-            if cut_off_bytes
-            else None
-        ),
+        truncated=truncated,
+        incomplete=incomplete,
         zero_filled_holes=bool(holes),
         hole_runs=merge_runs(holes),
         segments=np.array(in_file, dtype=np.int64).reshape(-1, 3),
