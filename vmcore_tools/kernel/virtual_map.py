@@ -204,8 +204,11 @@ class VirtualMap:
         start, end = self._prog.main_module().address_range or (0, 0)
         if not start:
             return 0, 0, 0
-        physical = follow_phys(self._prog["init_mm"].address_of_(), start).value_()
-        return physical, physical + end - start, start - physical
+        # It is contiguous, but its first pages need not be mapped: arm64's map_kernel()
+        # begins at _stext (seen on 6.1), and so does not map _text.
+        init_mm = self._prog["init_mm"].address_of_()
+        offset = init_mm.value_() - follow_phys(init_mm, init_mm).value_()
+        return start - offset, end - offset, offset
 
     def _read_per_cpu_units(self) -> Tuple[_PerCpuUnit, ...]:
         try:
