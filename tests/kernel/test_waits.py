@@ -194,10 +194,10 @@ def test_the_end_of_a_task(machine: Machine) -> None:
     assert found(find(task, [task, child])) == ("task end", child.address, True)
 
 
-def test_a_completion_that_is_done_is_waited_for_no_more(machine: Machine) -> None:
+def test_who_sleeps_on_though_the_completion_is_done_waits_for_it(machine: Machine) -> None:
     task = Task(machine)
-    completion_of(machine, task, "wait_for_completion", done=1)
-    assert find(task, [task]) is None
+    completion = completion_of(machine, task, "wait_for_completion", done=1)
+    assert found(find(task, [task])) == ("completion", completion, True)
 
 
 def test_a_simple_wait_queue_is_no_completion(machine: Machine) -> None:

@@ -164,6 +164,8 @@ struct task_struct {
 	pid_t pid;
 	char comm[16];
 	struct completion *vfork_done;
+	int *set_child_tid;
+	unsigned int flags;
 	struct thread_struct thread;
 };
 

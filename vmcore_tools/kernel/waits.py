@@ -17,20 +17,31 @@ way is not found.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 from drgn import FaultError, Object, Program, StackTrace, container_of, offsetof
 
+from vmcore_tools.kernel.io_waits import buffer_head_of, io_of_completion
 from vmcore_tools.kernel.locks import is_mutex_with_waiters, is_rwsem_with_waiters
+from vmcore_tools.kernel.percpu_rwsem import percpu_rwsem_of_writer
+from vmcore_tools.kernel.srcu import srcu_of_callback
+from vmcore_tools.kernel.stack_frames import (
+    Frame,
+    frame_variables,
+    frames_of,
+    functions_at,
+    pointers_in,
+)
 from vmcore_tools.kernel.symbols import symbol_address
 from vmcore_tools.kernel.task import live_range, stack_range
+from vmcore_tools.kernel.task_completions import CompletedByTasks, completed_by_tasks
 from vmcore_tools.kernel.workqueue import barrier_of_completion, flusher_of_completion
 
 #: Waiters of one object that are followed.
 _WAITERS_MAX = 4 << 20
-_FRAMES_MAX = 200
 _WORD = 8
 
 
@@ -43,12 +54,14 @@ class Wait:
     :ivar object: a typed pointer to what is waited for
     :ivar evidence: what shows it, in a few words
     :ivar proven: whether nothing but this fits
+    :ivar bit: which bit of a word or a page is to be cleared
     """
 
     kind: str
     object: Object
     evidence: str
     proven: bool = True
+    bit: Optional[int] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +118,9 @@ _ENTRY_TYPES: Tuple[Tuple[str, str, str, Optional[str], str], ...] = (
     ),
 )
 _COMPLETION = re.compile(r"(do_|_*)wait_for_(common|completion).*")
+_SRCU = re.compile(r"_*synchronize_srcu.*")
+#: No semaphore counts higher.
+_SEMAPHORE_MAX = 1 << 20
 
 
 class WaitFinder:
@@ -120,7 +136,6 @@ class WaitFinder:
         self._stacks: Dict[int, Tuple[int, int]] = {}
         self._heads: Dict[int, Optional[int]] = {}
         self._types = tuple(self._entry_types())
-        self._vfork_done: Optional[Dict[int, Object]] = None
         self._text = (symbol_address(prog, "_stext"), symbol_address(prog, "_etext"))
         # a5c6234e1028 ("completion: Use simple wait queues") in v5.7.
         simple = prog.type("struct completion").member("wait").type.has_member("task_list")
@@ -152,17 +167,20 @@ class WaitFinder:
         wait = self._rt_mutex(task)
         if wait is not None:
             return wait
-        for entry in self._entries(task, trace):
-            wait = self._wait_of(entry, trace)
+        frames = frames_of(trace)
+        for entry in self._entries(task, frames):
+            wait = self._wait_of(entry, task, trace, frames)
             if wait is not None:
                 return wait
+        sem = percpu_rwsem_of_writer(task, frames)
+        if sem is not None:
+            return Wait("percpu_rwsem", sem, "it is the writer that the percpu_rwsem names")
         return self._timer(task)
 
-    def _entries(self, task: Object, trace: Optional[StackTrace]) -> Iterator[_Entry]:
+    def _entries(self, task: Object, frames: List[Frame]) -> Iterator[_Entry]:
         """The linked entries on a task's stack, the innermost first."""
         low, high = live_range(task)
         words = np.frombuffer(self._prog.read(low, high - low), dtype=np.uint64)
-        frames = _frames(trace)
         for index in np.nonzero(words == np.uint64(task.value_()))[0].tolist():
             position = low + index * _WORD
             for type_ in self._types:
@@ -170,7 +188,7 @@ class WaitFinder:
                 node = base + type_.node
                 if not (low <= base and low <= node and node + 2 * _WORD <= high):
                     continue
-                functions = _functions_at(frames, base)
+                functions = functions_at(frames, base)
                 fits = any(type_.functions.fullmatch(name) for name in functions)
                 if functions and not fits:
                     continue
@@ -179,7 +197,9 @@ class WaitFinder:
                 if self._is_linked(node):
                     yield _Entry(type_, base, node, functions, fits)
 
-    def _wait_of(self, entry: _Entry, trace: Optional[StackTrace]) -> Optional[Wait]:
+    def _wait_of(
+        self, entry: _Entry, task: Object, trace: Optional[StackTrace], frames: List[Frame]
+    ) -> Optional[Wait]:
         try:
             head = self._head(entry)
             if head is None:
@@ -192,7 +212,7 @@ class WaitFinder:
                 return self._semaphore(entry, head, trace)
             if entry.type.name == "struct default_wait_cb":
                 return self._dma_fence(entry, head)
-            return self._wait_queue(entry, head)
+            return self._wait_queue(entry, head, task, frames)
         except FaultError:
             return None
 
@@ -289,7 +309,7 @@ class WaitFinder:
             return
         # From v7.1 locks have a pointer to their first waiter, and no head.
         if type_.has_member("first_waiter"):
-            for lock in _frame_variables(trace, type_name):
+            for lock in frame_variables(trace, type_name):
                 waiter = lock.first_waiter
                 node = waiter.list.address_of_() if waiter else None
                 for _ in range(_WAITERS_MAX):
@@ -315,7 +335,7 @@ class WaitFinder:
 
     def _semaphore(self, entry: _Entry, head: int, trace: Optional[StackTrace]) -> Optional[Wait]:
         for lock in self._locks(entry, head, trace, "struct semaphore"):
-            if lock.count.value_() == 0 and entry.in_its_function:
+            if lock.count.value_() <= _SEMAPHORE_MAX and entry.in_its_function:
                 return Wait("semaphore", lock, "it is on the semaphore's list")
         return None
 
@@ -326,20 +346,20 @@ class WaitFinder:
         fence = self._container("struct dma_fence", "cb_list", head)
         return Wait("dma_fence", fence, "its callback is on the fence's list")
 
-    def _wait_queue(self, entry: _Entry, head: int) -> Optional[Wait]:
+    def _wait_queue(
+        self, entry: _Entry, head: int, task: Object, frames: List[Frame]
+    ) -> Optional[Wait]:
         if not head:
             return None
         if any(_COMPLETION.fullmatch(name) for name in entry.functions):
             completion = self._container("struct completion", self._completion_list, head)
-            if completion.done.value_() == 0:
-                return self._completion(completion)
-            return None
+            return self._completion(completion, task, frames)
         if entry.type.func is None:
             queue = self._container("struct swait_queue_head", "task_list", head)
             return Wait("swait", queue, "it is on the wait queue", bool(entry.functions))
         return self._plain_wait_queue(entry, head)
 
-    def _completion(self, completion: Object) -> Wait:
+    def _completion(self, completion: Object, task: Object, frames: List[Frame]) -> Wait:
         evidence = "it is on the completion's wait queue"
         barrier = barrier_of_completion(completion)
         if barrier:
@@ -347,27 +367,29 @@ class WaitFinder:
         workqueue = flusher_of_completion(completion)
         if workqueue:
             return Wait("flush_workqueue", workqueue, evidence + ", which is a flush_workqueue()'s")
-        ended = self._task_to_end(completion)
+        ended = self._completed_by_tasks.at_end.get(completion.value_())
         if ended is not None:
             return Wait("task end", ended, evidence + ", which is completed when the task ends")
+        parked = self._completed_by_tasks.when_parked.get(completion.value_())
+        if parked is not None:
+            return Wait("park", parked, evidence + ", which the thread completes when it parks")
         if self._is_rcu(completion):
+            names = functions_at(frames, completion.value_())
+            if any(_SRCU.fullmatch(name) for name in names):
+                evidence += ", which an SRCU callback completes"
+                srcu = srcu_of_callback(completion, pointers_in(task, frames, _SRCU))
+                if srcu is not None:
+                    return Wait("srcu", srcu, evidence)
+                return Wait("srcu callback", completion, evidence)
             return Wait("rcu", completion, evidence + ", which an RCU callback completes")
+        io = io_of_completion(completion, task, frames)
+        if io is not None:
+            return Wait(io[0], io[1], evidence + f", which the {io[0]} names")
         return Wait("completion", completion, evidence)
 
-    def _task_to_end(self, completion: Object) -> Optional[Object]:
-        """
-        The task whose end is waited for: of vfork(), and kthread_stop().
-
-        :return: ``struct task_struct *``
-        """
-        if self._vfork_done is None:
-            self._vfork_done = {}
-            for task in self.tasks.values():
-                try:
-                    self._vfork_done[task.vfork_done.value_()] = task
-                except FaultError:
-                    continue
-        return self._vfork_done.get(completion.value_())
+    @functools.cached_property
+    def _completed_by_tasks(self) -> CompletedByTasks:
+        return completed_by_tasks(self.tasks.values())
 
     def _is_rcu(self, completion: Object) -> bool:
         try:
@@ -384,7 +406,14 @@ class WaitFinder:
         evidence = "it is on the wait queue"
         if function == symbol_address(self._prog, "wake_bit_function"):
             bit = container_of(waiter, "struct wait_bit_queue_entry", "wq_entry")
-            return Wait("bit", bit.key.flags.read_(), evidence + " of the bit")
+            return self._bit(bit.key, evidence)
+        if function == symbol_address(self._prog, "var_wake_function"):
+            variable = container_of(waiter, "struct wait_bit_queue_entry", "wq_entry")
+            return Wait("variable", variable.key.flags.read_(), evidence + " of the variable")
+        if function == symbol_address(self._prog, "cwt_wakefn"):
+            # Until "workqueue: Implement disable/enable for (delayed) work items" in v6.10.
+            cancelled = container_of(waiter, "struct cwt_wait", "wait")
+            return Wait("cancel_work", cancelled.work.read_(), evidence + " of who cancels it")
         if function in (
             symbol_address(self._prog, "wake_page_function"),
             symbol_address(self._prog, "folio_wake_function"),
@@ -393,13 +422,26 @@ class WaitFinder:
             # df4d4f127394 ("mm/filemap: Convert page wait queues to be
             # folios") in v5.15.
             page = wait.folio if hasattr(wait, "folio") else wait.page
-            return Wait("page", page.read_(), evidence + " of the page")
+            number = int(wait.bit_nr.value_())
+            name = _page_flag(self._prog, number)
+            return Wait("page", page.read_(), f"{evidence} of the page, for {name}", bit=number)
         if function == symbol_address(self._prog, "percpu_rwsem_wake_function"):
             queue = self._container("struct wait_queue_head", "head", head)
             sem = container_of(queue, "struct percpu_rw_semaphore", "waiters")
             return Wait("percpu_rwsem", sem, "it is on the percpu_rwsem's list")
         queue = self._container("struct wait_queue_head", "head", head)
         return Wait("wait queue", queue, evidence)
+
+    def _bit(self, key: Object, evidence: str) -> Wait:
+        """
+        :param key: ``struct wait_bit_key``
+        """
+        number = int(key.bit_nr.value_())
+        word = key.flags.read_()
+        buffer = buffer_head_of(word, number)
+        if buffer is not None:
+            return Wait("buffer", buffer, evidence + " of the buffer's lock", bit=number)
+        return Wait("bit", word, f"{evidence} of the bit {number}", bit=number)
 
     def _rt_mutex(self, task: Object) -> Optional[Wait]:
         try:
@@ -449,53 +491,12 @@ class WaitFinder:
         return None
 
 
-_Frame = Tuple[int, Tuple[str, ...]]
-
-
-def _frames(trace: Optional[StackTrace]) -> List[_Frame]:
-    """Stack pointer and functions of each frame, the innermost first."""
-    frames: List[_Frame] = []
-    if trace is None:
-        return frames
-    for number in range(min(len(trace), _FRAMES_MAX)):
-        frame = trace[number]
-        if not frame.pc >> 63:
-            break
+def _page_flag(prog: Program, number: int) -> str:
+    """The name of a page's flag that is waited for."""
+    for name in ("PG_locked", "PG_writeback"):
         try:
-            pointer = int(frame.sp)
+            if prog.constant(name).value_() == number:
+                return name
         except LookupError:
-            break
-        name = (frame.name or "").partition(".")[0]
-        if frames and frames[-1][0] == pointer:
-            frames[-1] = (pointer, (*frames[-1][1], name))
-        else:
-            frames.append((pointer, (name,)))
-    return frames
-
-
-def _functions_at(frames: List[_Frame], address: int) -> Tuple[str, ...]:
-    """The functions in whose frame an address of the stack is."""
-    functions: Tuple[str, ...] = ()
-    for pointer, names in frames:
-        if pointer > address:
-            break
-        functions = names
-    return functions
-
-
-def _frame_variables(trace: Optional[StackTrace], type_name: str) -> Iterator[Object]:
-    """The different pointers to a type that a stack's variables hold."""
-    seen = set()
-    for number in range(0 if trace is None else min(len(trace), _FRAMES_MAX)):
-        frame = trace[number]  # type: ignore[index]
-        for name in frame.locals():
-            try:
-                variable = frame[name]
-                if variable.type_.type_name() != type_name + " *" or variable.absent_:
-                    continue
-                value = variable.value_()
-            except (LookupError, FaultError):
-                continue
-            if value and value not in seen:
-                seen.add(value)
-                yield variable.read_()
+            continue
+    return f"bit {number}"
