@@ -11,6 +11,8 @@ for pointers to the dma-buf and to its file. If there are none, the references
 were taken and never dropped: VT401. A dma-buf that a task has on its live
 stack or in a register is in use. Any other pointer is named: VT402. Holders
 without a reference, and pointers to freed dma-bufs, are the opposite: VT403.
+Entries of PRIME caches that are not of their dma-buf any more are VT404,
+imports in a circle, which keep each other for ever, VT405.
 
 It decides by holders alone, never by a number of dma-bufs or by their age: one
 that a descriptor keeps is held, however long it has been open. A dma-buf whose
@@ -40,6 +42,12 @@ from vmcore_tools.audit_findings import (
     kmemleak_evidence,
     pointed_at_from,
 )
+from vmcore_tools.dma_buf_findings import (
+    IMPORT_CYCLE,
+    STALE_CACHE,
+    import_cycles,
+    stale_cache,
+)
 from vmcore_tools.kernel.audit import Audit, Verdict, audit
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
@@ -52,6 +60,7 @@ from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_ho
 from vmcore_tools.kernel.files import file_counts, mm_users
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.under_way import under_way
 from vmcore_tools.model import (
     Absent,
     Confidence,
@@ -110,8 +119,9 @@ UNKNOWN_HOLDER = Rule(
     ),
     page="""\
 As VT401, but something points at the dma-bufs or their files that is neither a
-known holder nor a task's stack or register. It may be a holder of a kind that
-is not known here, so a leak is not claimed.""",
+known holder nor a task's stack or register, nor a slab object that a task has
+there, as one that it is just building up. It may be a holder of a kind that is
+not known here, so a leak is not claimed.""",
 )
 DANGLING = Rule(
     id="VT403",
@@ -181,11 +191,14 @@ def analyze(ctx: Context) -> Iterator[Any]:
     if audited.changing:
         verdict = _still_there(ctx.prog, holders, audited)
         audited = dataclasses.replace(audited, verdict=verdict)
+    audited = _without_work_under_way(ctx, index, audited)
     result = _Result(holders, audited)
     count_audit_gaps(ctx, index, audited, "dma-bufs")
     yield from _leaks(ctx, index, result)
     yield from _unknown_holders(ctx, result)
     yield from _dangling(index, result)
+    yield from stale_cache(ctx, index, holders)
+    yield from import_cycles(ctx, holders)
     yield ManyRows(DmaBuf, len(holders.buffers.file), _rows(ctx, result))
 
 
@@ -205,6 +218,18 @@ def _still_there(prog: Program, holders: DmaBufHolders, result: Audit) -> npt.ND
     same = read & (counts == holders.buffers.refcount[accused])
     verdict[accused[~same]] = Verdict.IN_USE
     return verdict
+
+
+def _without_work_under_way(ctx: Context, index: SlabIndex, result: Audit) -> Audit:
+    """A dma-buf that a task is just importing or letting go of has no unknown holder."""
+    unknown = np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist()
+    if not unknown:
+        return result
+    verdict = result.verdict.copy()
+    verdict[under_way(index, {i: result.pointers[i] for i in unknown}, ctx.progress)] = (
+        Verdict.IN_USE
+    )
+    return dataclasses.replace(result, verdict=verdict)
 
 
 def _exporters(prog: Program, buffers: DmaBufs) -> Tuple[List[Maybe[str]], npt.NDArray[np.int64]]:
@@ -412,7 +437,7 @@ ANALYSIS = Analysis(
     name="dma-bufs",
     analyze=analyze,
     tables=(DmaBuf,),
-    rules=(LEAKED, UNKNOWN_HOLDER, DANGLING),
+    rules=(LEAKED, UNKNOWN_HOLDER, DANGLING, STALE_CACHE, IMPORT_CYCLE),
     requires=Requires(types=("struct dma_buf",), symbols=("dma_buf_fops",)),
 )
 

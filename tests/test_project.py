@@ -32,6 +32,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
         {
             "vmcore_tools.analysis",
             "vmcore_tools.audit_findings",
+            "vmcore_tools.dma_buf_findings",
             "vmcore_tools.dump",
             "vmcore_tools.frames",
             "vmcore_tools.kernel",
@@ -44,6 +45,14 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
         {
             "vmcore_tools.analysis",
             "vmcore_tools.frames",
+            "vmcore_tools.kernel",
+            "vmcore_tools.model",
+        },
+    ),
+    (
+        "vmcore_tools.dma_buf_findings",
+        {
+            "vmcore_tools.analysis",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
         },

@@ -13,14 +13,17 @@ from drgn import Object, offsetof, sizeof
 from tests.layouts.machine import DIRECT_MAP, RAM, Machine, Value
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
-    HeldDmaBufs,
+    attachments,
     dma_bufs,
-    dma_bufs_of_gems,
-    dma_bufs_of_imports,
-    prime_cache,
     weak_words,
 )
 from vmcore_tools.kernel.dma_fence import HeldFences
+from vmcore_tools.kernel.drm_prime import (
+    entries_of_other_objects,
+    gem_dma_bufs,
+    kept_by_themselves,
+    prime_entries,
+)
 from vmcore_tools.kernel.drm_sched import fences_of_jobs, fences_of_sched_fences
 from vmcore_tools.kernel.drm_syncobj import (
     awaited_fences,
@@ -37,6 +40,8 @@ from vmcore_tools.kernel.scm_rights import files_in_flight
 
 OLD, NEW = "holders_5_10.c", "holders_7_2.c"
 COUNT = "refcount.refcount.refs.counter"
+#: An address behind all memory.
+RAM_END = DIRECT_MAP + RAM
 
 
 @pytest.fixture(params=[OLD, NEW])
@@ -427,51 +432,187 @@ def test_a_heaps_own_pointer_is_weak(machine: Machine, monkeypatch: pytest.Monke
     assert buffer + 0x100 + member not in words.tolist()
 
 
-def held_buffers(held: HeldDmaBufs) -> List[Tuple[int, int]]:
-    assert held.unread == ()
-    return sorted(zip(held.dma_buf.tolist(), held.word.tolist()))
-
-
-def test_gem_objects_hold_dma_bufs(machine: Machine) -> None:
+def test_gem_objects_and_their_dma_bufs(machine: Machine) -> None:
     (exported, _), (imported, _) = dma_buf(machine, 1), dma_buf(machine, 3)
     attachment = machine.new("struct dma_buf_attachment", {"dmabuf": imported})
+    count = {COUNT: 2, "handle_count": 1}
     gems = [
-        machine.new("struct drm_gem_object", {"dma_buf": exported}),
-        machine.new("struct drm_gem_object", {"dma_buf": imported, "import_attach": attachment}),
+        machine.new("struct drm_gem_object", {"dma_buf": exported, **count}),
+        machine.new(
+            "struct drm_gem_object", {"dma_buf": imported, "import_attach": attachment, **count}
+        ),
         # Its last handle was closed.
         machine.new("struct drm_gem_object", {"import_attach": attachment}),
         machine.new("struct drm_gem_object", {}),
     ]
+    found = gem_dma_bufs(machine.prog, [*gems, RAM_END])
+    assert found.unread == (RAM_END,)
+    known = found.gem != RAM_END
+    assert found.gem[known].tolist() == sorted(gems) == gems
+    assert found.dma_buf[known].tolist() == [exported, imported, 0, 0]
     word = offset(machine, "struct drm_gem_object", "dma_buf")
-    assert held_buffers(dma_bufs_of_gems(machine.prog, gems)) == sorted(
-        [(exported, gems[0] + word), (imported, gems[1] + word)]
-    )
+    assert found.dma_buf_word[known].tolist() == [gem + word for gem in gems]
+    assert found.attachment[known].tolist() == [0, attachment, attachment, 0]
+    assert found.attached[known].tolist() == [0, imported, imported, 0]
     word = attachment + offset(machine, "struct dma_buf_attachment", "dmabuf")
-    assert held_buffers(dma_bufs_of_imports(machine.prog, gems[:2])) == [(imported, word)]
+    assert found.attached_word[known][1:3].tolist() == [word, word]
+    assert found.refcount[known].tolist() == [2, 2, 0, 0]
+    assert found.handles[known].tolist() == [1, 1, 0, 0]
 
 
-def test_what_a_drm_file_remembers_of_prime(machine: Machine) -> None:
-    buffers = [dma_buf(machine, 1)[0] for _ in range(3)]
-    root, left, right = [
-        machine.new("struct drm_prime_member", {"dma_buf": buffer}) for buffer in buffers
+def attach(machine: Machine, buffer: int, count: int) -> List[int]:
+    made = [machine.new("struct dma_buf_attachment", {"dmabuf": buffer}) for _ in range(count)]
+    node = offset(machine, "struct dma_buf_attachment", "node")
+    machine.link(
+        buffer + offset(machine, "struct dma_buf", "attachments"), [one + node for one in made]
+    )
+    return made
+
+
+def test_attachments_and_a_list_that_leads_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plain, first), (shared, second), (looped, third) = (dma_buf(machine, 1) for _ in range(3))
+    expected = attach(machine, shared, 3)
+    before = attach(machine, looped, 2)
+    node = offset(machine, "struct dma_buf_attachment", "node")
+    # The last one leads to the first instead of the head.
+    machine.words(before[1] + node, [before[0] + node])
+    buffers = find(machine, monkeypatch, [first, second, third])
+    found = attachments(machine.prog, buffers)
+    assert sorted(zip(found.dma_buf.tolist(), found.address.tolist())) == sorted(
+        [(shared, one) for one in expected] + [(looped, one) for one in before]
+    )
+    assert found.unread == (looped,)
+    word = offset(machine, "struct dma_buf_attachment", "dmabuf")
+    assert found.word.tolist() == [address + word for address in found.address.tolist()]
+    assert plain not in found.dma_buf.tolist()
+
+
+def prime_file(machine: Machine, entries: Sequence[Tuple[int, int]]) -> Tuple[int, List[int]]:
+    """A DRM file that remembers (dma-buf, handle), the first one at the root; and its members."""
+    node = offset(machine, "struct drm_prime_member", "dmabuf_rb")
+    members = [
+        machine.new("struct drm_prime_member", {"dma_buf": buffer, "handle": handle})
+        for buffer, handle in entries
     ]
+    links = zip(("left", "right"), members[1:])
+    machine.put(
+        "struct drm_prime_member",
+        members[0],
+        {f"dmabuf_rb.rb_{side}": member + node for side, member in links},
+    )
+    file = machine.new("struct drm_file", {"prime.dmabufs.rb_node": members[0] + node})
+    return file, members
+
+
+def test_what_drm_files_remember_of_prime(machine: Machine) -> None:
+    buffers = [dma_buf(machine, 1)[0] for _ in range(3)]
+    file, members = prime_file(machine, list(zip(buffers, (3, 1, 2))))
+    other, others = prime_file(machine, [(buffers[0], 7)])
+    empty = machine.new("struct drm_file", {})
+    word = offset(machine, "struct drm_prime_member", "dma_buf")
+    found = prime_entries(machine.prog, [file, empty, other])
+    rows = zip(*(a.tolist() for a in (found.file, found.dma_buf, found.word, found.handle)))
+    assert sorted(rows) == sorted(
+        [
+            *((file, b, m + word, h) for b, m, h in zip(buffers, members, (3, 1, 2))),
+            (other, buffers[0], others[0] + word, 7),
+        ]
+    )
+    assert found.unread == ()
+
+
+def test_a_prime_cache_whose_tree_is_damaged(machine: Machine) -> None:
+    """It ends, and says so."""
+    buffer, _ = dma_buf(machine, 1)
+    file, (member,) = prime_file(machine, [(buffer, 1)])
     node = offset(machine, "struct drm_prime_member", "dmabuf_rb")
     machine.put(
         "struct drm_prime_member",
-        root,
-        {"dmabuf_rb.rb_left": left + node, "dmabuf_rb.rb_right": right + node},
+        member,
+        {"dmabuf_rb.rb_left": member + node, "dmabuf_rb.rb_right": RAM_END + node},
     )
-    for child in (left, right):
-        machine.put("struct drm_prime_member", child, {"dmabuf_rb.__rb_parent_color": root + node})
-    address = machine.new("struct drm_file", {"prime.dmabufs.rb_node": root + node})
-    empty = machine.new("struct drm_file", {})
-    word = offset(machine, "struct drm_prime_member", "dma_buf")
-    found = prime_cache(Object(machine.prog, "struct drm_file *", value=address))
-    assert held_buffers(found) == sorted(
-        zip(buffers, [member + word for member in (root, left, right)])
+    assert prime_entries(machine.prog, [file]).unread
+
+
+def test_entries_whose_handle_is_of_another_object(machine: Machine) -> None:
+    buffers = [dma_buf(machine, 1)[0] for _ in range(3)]
+    attachment = machine.new("struct dma_buf_attachment", {"dmabuf": buffers[1]})
+    exported = machine.new("struct drm_gem_object", {"dma_buf": buffers[0]})
+    imported = machine.new("struct drm_gem_object", {"import_attach": attachment})
+    plain = machine.new("struct drm_gem_object", {})
+    file, _ = prime_file(machine, [(buffers[0], 1), (buffers[1], 2), (buffers[2], 3)])
+    closed, _ = prime_file(machine, [(buffers[0], 1)])
+    entries = prime_entries(machine.prog, [file, closed])
+    handles = {(file, 1): exported, (file, 2): imported, (file, 3): plain}
+    gems = gem_dma_bufs(machine.prog, [exported, imported, plain])
+    stale = entries_of_other_objects(entries, handles, gems)
+    found = {
+        (file, handle): wrong
+        for file, handle, wrong in zip(
+            entries.file.tolist(), entries.handle.tolist(), stale.tolist()
+        )
+    }
+    assert found == {(file, 1): False, (file, 2): False, (file, 3): True, (closed, 1): True}
+    nothing = gem_dma_bufs(machine.prog, [])
+    assert entries_of_other_objects(entries, {}, nothing).all()
+
+
+@pytest.mark.parametrize("kept_by", ["nothing", "handle", "descriptor", "count"])
+def test_imports_in_a_circle(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kept_by: str
+) -> None:
+    """Two objects that are made of each other's dma-buf, and a chain of imports as it should be."""
+    handles = int(kept_by == "handle")
+    gems = [
+        machine.new(
+            "struct drm_gem_object",
+            {COUNT: count, "handle_count": handles},
+        )
+        for count in (1, 1 + (kept_by == "count"))
+    ]
+    made = [dma_buf(machine, 1, priv=gems[0])]
+    made.append(dma_buf(machine, 1 + (kept_by == "descriptor"), priv=gems[1]))
+    for gem, (other, _) in zip(gems, reversed(made)):
+        (attachment,) = attach(machine, other, 1)
+        machine.put("struct drm_gem_object", gem, {"import_attach": attachment})
+    # An object with a handle imports what another one was exported as.
+    exporter = machine.new("struct drm_gem_object", {COUNT: 1})
+    shared, file = dma_buf(machine, 1, priv=exporter)
+    (attachment,) = attach(machine, shared, 1)
+    importer = machine.new(
+        "struct drm_gem_object",
+        {
+            COUNT: 1,
+            "handle_count": 1,
+            "import_attach": attachment,
+        },
     )
-    nothing = prime_cache(Object(machine.prog, "struct drm_file *", value=empty))
-    assert held_buffers(nothing) == []
+    buffers = find(machine, monkeypatch, [*(file for _, file in made), file])
+    found = gem_dma_bufs(machine.prog, [*gems, exporter, importer])
+    circles = kept_by_themselves(buffers, found)
+    if kept_by != "nothing":
+        assert circles == []
+        return
+    (circle,) = circles
+    assert found.gem[circle.gem].tolist() == sorted(gems)
+    assert sorted(buffers.address[circle.dma_buf].tolist()) == sorted(a for a, _ in made)
+
+
+def test_two_circles_are_two(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, gems = [], []
+    for _ in range(2):
+        gem = machine.new("struct drm_gem_object", {COUNT: 1})
+        buffer, file = dma_buf(machine, 1, priv=gem)
+        (attachment,) = attach(machine, buffer, 1)
+        machine.put("struct drm_gem_object", gem, {"import_attach": attachment})
+        files.append(file)
+        gems.append(gem)
+    buffers = find(machine, monkeypatch, files)
+    found = gem_dma_bufs(machine.prog, gems)
+    circles = kept_by_themselves(buffers, found)
+    assert [found.gem[circle.gem].tolist() for circle in circles] == [[gem] for gem in gems]
 
 
 # Descriptors.

@@ -10,13 +10,12 @@ A dma-buf is freed with the last reference to its ``struct file``
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Tuple
 
 import numpy as np
 import numpy.typing as npt
 from drgn import Object, Program, offsetof
 from drgn.helpers.linux.list import validate_list_for_each_entry
-from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 
 from vmcore_tools.kernel.files import (
     file_counts,
@@ -32,7 +31,6 @@ U64 = npt.NDArray[np.uint64]
 
 #: Bounds that no machine reaches; a damaged list must end.
 _ATTACHMENTS_MAX = 100_000
-_PRIME_MEMBERS_MAX = 1_000_000
 #: ``DMA_BUF_NAME_LEN``, and more than exporters call themselves.
 _NAME_BYTES_MAX = 64
 
@@ -154,92 +152,64 @@ def dma_buf_reservations(index: SlabIndex) -> Tuple[List[int], List[int]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldDmaBufs:
+class Attachments:
     """
-    dma-bufs that somebody holds, one entry for each reference.
+    Devices' attachments to dma-bufs, as arrays of shape (n,).
 
-    :ivar dma_buf: uint64 array of shape (n,)
-    :ivar word: uint64 array of shape (n,): the address of the pointer to each
-    :ivar unread: addresses that could not be read
+    :ivar address: uint64, ``struct dma_buf_attachment *``
+    :ivar dma_buf: uint64
+    :ivar word: uint64, the address of the pointer to it
+    :ivar unread: addresses of dma-bufs whose list breaks off
     """
 
+    address: U64
     dma_buf: U64
     word: U64
     unread: Tuple[int, ...] = ()
 
 
-def _held(pairs: Sequence[Tuple[int, int]], unread: Sequence[int] = ()) -> HeldDmaBufs:
-    table = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
-    return HeldDmaBufs(table[:, 0], table[:, 1], tuple(unread))
-
-
-def dma_bufs_of_gems(prog: Program, gems: Sequence[int]) -> HeldDmaBufs:
+def attachments(prog: Program, buffers: DmaBufs) -> Attachments:
     """
-    The dma-bufs that GEM objects were exported or imported as.
+    All attachments to dma-bufs: all lists are followed at once.
 
-    ``drm_gem_object.dma_buf`` holds a reference while the object has a handle:
-    from ``export_and_register_object()`` or ``drm_gem_prime_fd_to_handle()``
-    to ``drm_gem_object_exported_dma_buf_free()``, which clears it.
-
-    :param gems: addresses of ``struct drm_gem_object``
+    Who attaches to a dma-buf holds a reference to it until it detaches
+    (``dma_buf_attach()``).
     """
-    gem_type = prog.type("struct drm_gem_object")
-    structs, read = read_structs(prog, gems, field_dtype(gem_type, {"dma_buf": "dma_buf"}))
-    offset = offsetof(gem_type, "dma_buf")
-    return _held(
-        [(buf, gem + offset) for gem, buf in zip(gems, structs["dma_buf"].tolist()) if buf],
-        [gem for gem, ok in zip(gems, read) if not ok],
+    type_, attachment_type = prog.type("struct dma_buf"), prog.type("struct dma_buf_attachment")
+    node_offset = np.uint64(offsetof(attachment_type, "node"))
+    head = buffers.address + np.uint64(offsetof(type_, "attachments"))
+    first, read = read_structs(
+        prog, buffers.address.tolist(), field_dtype(type_, {"next": "attachments.next"})
     )
-
-
-def dma_bufs_of_imports(prog: Program, gems: Sequence[int]) -> HeldDmaBufs:
-    """
-    The dma-bufs that imported GEM objects are attached to.
-
-    ``drm_gem_prime_import_dev()`` takes the reference, and
-    ``drm_prime_gem_destroy()`` drops it with the attachment. Attachments of
-    other importers are no holders: these have a reference elsewhere.
-
-    :param gems: addresses of ``struct drm_gem_object``
-    """
-    gem_type = prog.type("struct drm_gem_object")
-    structs, read = read_structs(prog, gems, field_dtype(gem_type, {"attachment": "import_attach"}))
-    unread = [gem for gem, ok in zip(gems, read) if not ok]
-    attachments = [address for address in structs["attachment"].tolist() if address]
-    attachment_type = prog.type("struct dma_buf_attachment")
-    offset = offsetof(attachment_type, "dmabuf")
-    structs, read = read_structs(
-        prog, attachments, field_dtype(attachment_type, {"dma_buf": "dmabuf"})
-    )
-    unread += [address for address, ok in zip(attachments, read) if not ok]
-    pairs = zip(attachments, structs["dma_buf"].tolist())
-    return _held([(buf, address + offset) for address, buf in pairs if buf], unread)
-
-
-def prime_cache(drm_file: Object) -> HeldDmaBufs:
-    """
-    The dma-bufs that an open DRM file remembers handles of.
-
-    Each entry holds a reference (``drm_prime_add_buf_handle()``).
-
-    :param drm_file: ``struct drm_file *``
-    :raises drgn.FaultError: if the tree is not in the dump
-    """
-    pairs = []
-    for number, member in enumerate(
-        rbtree_inorder_for_each_entry(
-            "struct drm_prime_member", drm_file.prime.dmabufs.address_of_(), "dmabuf_rb"
-        )
-    ):
-        if number >= _PRIME_MEMBERS_MAX:
+    dma_buf, node = buffers.address[read], first["next"][read].astype(np.uint64)
+    head = before = head[read]
+    unread: List[int] = []
+    rows: List[Tuple[U64, U64]] = []
+    members = {"next": "node.next", "prev": "node.prev", "dma_buf": "dmabuf"}
+    dtype = field_dtype(attachment_type, members)
+    for _ in range(_ATTACHMENTS_MAX):
+        more = node != head
+        dma_buf, head, before, node = dma_buf[more], head[more], before[more], node[more]
+        if not len(node):
             break
-        pairs.append((member.dma_buf.value_(), _address(member.dma_buf)))
-    return _held(pairs)
-
-
-def _address(member: Object) -> int:
-    assert member.address_ is not None
-    return int(member.address_)
+        address = node - node_offset
+        structs, read = read_structs(prog, address.tolist(), dtype)
+        # A list that leads elsewhere, or back, is damaged: its rest is not believed.
+        read &= (structs["dma_buf"] == dma_buf) & (structs["prev"] == before)
+        unread += dma_buf[~read].tolist()
+        rows.append((address[read], dma_buf[read]))
+        dma_buf, head, before = dma_buf[read], head[read], node[read]
+        node = structs["next"][read].astype(np.uint64)
+    else:
+        unread += dma_buf.tolist()
+    nothing = np.zeros(0, dtype=np.uint64)
+    address = np.concatenate([nothing, *(row[0] for row in rows)])
+    return Attachments(
+        address,
+        np.concatenate([nothing, *(row[1] for row in rows)]),
+        address + np.uint64(offsetof(attachment_type, "dmabuf")),
+        tuple(unread),
+    )
 
 
 def for_each_attachment(dma_buf: Object) -> Iterator[Object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,26 +14,31 @@ from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
 from vmcore_tools.kernel.dma_buf import (
+    Attachments,
     DmaBufs,
-    HeldDmaBufs,
+    attachments,
     dma_bufs,
-    dma_bufs_of_gems,
-    dma_bufs_of_imports,
-    prime_cache,
     weak_words,
 )
 from vmcore_tools.kernel.dma_fence import stale_callback_words
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file
 from vmcore_tools.kernel.drm_gem import for_each_gem_handle
+from vmcore_tools.kernel.drm_prime import (
+    GemDmaBufs,
+    PrimeEntries,
+    entries_of_other_objects,
+    gem_dma_bufs,
+    gems_of_attachments,
+    prime_entries,
+)
 from vmcore_tools.kernel.files import (
     FileReferences,
     descriptors,
     files_structs,
-    mappings,
+    mappings_of,
     outgrown_descriptor_words,
 )
 from vmcore_tools.kernel.found_fences import found_fences
-from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
 
@@ -41,6 +46,10 @@ U64 = npt.NDArray[np.uint64]
 
 #: All kinds of holders; each is a walk below.
 KINDS = ("descriptor", "message", "mapping", "gem", "import", "prime_cache")
+
+
+_NOTHING = np.zeros(0, dtype=np.uint64)
+_NO_ENTRIES = PrimeEntries(_NOTHING, _NOTHING, _NOTHING, _NOTHING.astype(np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +63,10 @@ class DmaBufHolders:
     :ivar mappings: those of the dma-bufs
     :ivar users: address of each ``struct files_struct`` to its ``struct task_struct *``
     :ivar cache: int64: where the dma-bufs are, position in ``SlabIndex.caches``
+    :ivar attachments: to all of them
+    :ivar gems: all GEM objects with their dma-bufs; None without DRM
+    :ivar stale_entries: of PRIME caches: their handle is not one of the dma-buf
+    :ivar handles: (``struct drm_file``, handle) to ``struct drm_gem_object``
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
 
@@ -63,6 +76,10 @@ class DmaBufHolders:
     mappings: FileReferences
     users: Dict[int, List[Object]]
     cache: npt.NDArray[np.int64]
+    attachments: Attachments
+    gems: Optional[GemDmaBufs]
+    stale_entries: PrimeEntries
+    handles: Dict[Tuple[int, int], int]
     gaps: Tuple[Tuple[str, str, Optional[int]], ...]
 
 
@@ -87,6 +104,10 @@ class _Walk:
         self.prog = index.prog
         self.buffers = buffers
         self.holders: List[Holders] = []
+        self.attachments = attachments(self.prog, buffers)
+        self.gems: Optional[GemDmaBufs] = None
+        self.stale = _NO_ENTRIES
+        self.handles: Dict[Tuple[int, int], int] = {}
         self.gaps: List[Tuple[str, str, Optional[int]]] = [
             ("dma-buf", "it could not be read", address) for address in buffers.unread
         ]
@@ -101,8 +122,12 @@ class _Walk:
         self._files("descriptor", opened.chosen(in_use))
         # A table that no task has is one that is being built or closed.
         self._files("descriptor", opened.chosen(~in_use), at_most=True)
-        mapped = mappings(index, buffers.file)
-        self._files("mapping", mapped)
+        mapped = mappings_of(index, "vm_file", buffers.file)
+        self.gaps += [("mapping", "it could not be read", a) for a in mapped.unread]
+        in_place = mapped.number > 0
+        self._files("mapping", mapped.chosen(in_place))
+        # One that is in no address space drops its reference soon, or has done so.
+        self._files("mapping", mapped.chosen(~in_place), at_most=True)
         with contextlib.suppress(LookupError):  # a kernel without unix sockets
             queued, passing = files_in_flight(index, buffers.file)
             self._files("message", queued)
@@ -113,7 +138,19 @@ class _Walk:
         # Whoever holds one has a pointer to it: nobody signals a dma-buf.
         everywhere = np.ones(len(buffers.file), dtype=bool)
         described = Refcounted(objects, self.holders, everywhere, everywhere)
-        return DmaBufHolders(buffers, described, opened, mapped, users, cache, tuple(self.gaps))
+        return DmaBufHolders(
+            buffers=buffers,
+            described=described,
+            descriptors=opened,
+            mappings=mapped.chosen(in_place),
+            users=users,
+            cache=cache,
+            attachments=self.attachments,
+            gems=self.gems,
+            stale_entries=self.stale,
+            handles=self.handles,
+            gaps=tuple(self.gaps),
+        )
 
     def _objects(self) -> Tuple[Counted, npt.NDArray[np.int64]]:
         """Each one is two memory blocks: its file, and the dma-buf itself."""
@@ -142,58 +179,78 @@ class _Walk:
         self.gaps += [(kind, "it could not be read", address) for address in found.unread]
         self.holders.append(Holders(kind, found.file, found.word, at_most))
 
-    def _hold(self, kind: str, held: HeldDmaBufs, at_most: bool = False) -> None:
-        self.gaps += [(kind, "it could not be read", address) for address in held.unread]
-        files = self.buffers.files_of(held.dma_buf)
-        self.holders.append(Holders(kind, files, held.word, at_most))
+    def _hold(self, kind: str, dma_buf: U64, words: U64, at_most: bool = False) -> None:
+        files = self.buffers.files_of(dma_buf)
+        self.holders.append(Holders(kind, files, words, at_most))
 
     def _gems(self) -> None:
         """GEM objects that were exported or imported, and what DRM files remember of them."""
         try:
-            living, ending = self._gems_by_operations()
+            found = found_fences(self.index).gems
+            known = set() if found is None else set(found.address.tolist())
             devices = list(for_each_drm_device(self.prog))
         except LookupError:
-            return  # a kernel without DRM
+            self._imports(None)  # a kernel without DRM
+            return
         except (FaultError, ValidationError) as error:
             self.gaps.append(("DRM devices", f"the walk broke off: {error}", None))
             devices = []
+        files: List[int] = []
         for device in devices:
             try:
                 for file in for_each_drm_file(device):
-                    self._hold("prime_cache", prime_cache(file))
-                    # Drivers that set no ops table have their objects only as handles.
-                    living.update(gem.value_() for _, gem in for_each_gem_handle(file))
+                    files.append(file.value_())
+                    for handle, gem in for_each_gem_handle(file):
+                        self.handles[file.value_(), handle] = gem.value_()
             except (FaultError, ValidationError) as error:
                 self.gaps.append(("DRM files", f"the walk broke off: {error}", device.value_()))
-        gems = sorted(living - ending)
-        with_handles, without = self._by_handles(gems)
-        self._hold("gem", dma_bufs_of_gems(self.prog, with_handles))
+        # Drivers that set no ops table have their objects only as handles.
+        known.update(self.handles.values())
+        gems = gem_dma_bufs(self.prog, sorted(known))
+        strangers = np.setdiff1d(self.attachments.address, gems.attachment)
+        more = gems_of_attachments(self.index, strangers, [device.value_() for device in devices])
+        if more:
+            gems = gem_dma_bufs(self.prog, sorted(known.union(more)))
+        self.gems = gems
+        self.gaps += [("GEM object", "it could not be read", address) for address in gems.unread]
+        alive = gems.refcount > 0
+        exported = gems.dma_buf != 0
+        with_handle = exported & alive & (gems.handles > 0)
+        self._hold("gem", gems.dma_buf[with_handle], gems.dma_buf_word[with_handle])
         # drm_gem_object_exported_dma_buf_free() puts the dma-buf and then clears the pointer.
-        self._hold("gem", dma_bufs_of_gems(self.prog, without), at_most=True)
-        self._hold("import", dma_bufs_of_imports(self.prog, gems))
-        # drm_prime_gem_destroy() puts the dma-buf and leaves the pointers.
-        self._hold("import", dma_bufs_of_imports(self.prog, sorted(ending)), at_most=True)
+        without = exported & alive & (gems.handles == 0)
+        self._hold("gem", gems.dma_buf[without], gems.dma_buf_word[without], at_most=True)
+        self._imports(gems)
+        self._prime_caches(files, gems)
 
-    def _by_handles(self, gems: List[int]) -> Tuple[List[int], List[int]]:
-        """GEM objects that have a handle, and those that do not."""
-        dtype = field_dtype(self.prog.type("struct drm_gem_object"), {"handles": "handle_count"})
-        structs, _ = read_structs(self.prog, gems, dtype)
-        has = structs["handles"] > 0
-        return (
-            [gem for gem, yes in zip(gems, has) if yes],
-            [gem for gem, yes in zip(gems, has) if not yes],
-        )
+    def _imports(self, gems: Optional[GemDmaBufs]) -> None:
+        """
+        Who is attached: an importer has a reference for as long.
 
-    def _gems_by_operations(self) -> Tuple[Set[int], Set[int]]:
-        """Addresses of GEM objects that are used, and of those that are being freed."""
-        found = found_fences(self.index).gems
-        if found is None:
-            return set(), set()
-        gem_type = self.prog.type("struct drm_gem_object")
-        members = {"refcount": "refcount.refcount.refs.counter"}
-        structs = as_structs(found.structs, field_dtype(gem_type, members))
-        alive = structs["refcount"].astype(np.int32) > 0
-        return set(found.address[alive].tolist()), set(found.address[~alive].tolist())
+        Those of GEM objects are known. Another subsystem has its pointer
+        elsewhere, as an object that is just being imported.
+        """
+        every = self.attachments
+        mine = np.zeros(0, dtype=np.uint64)
+        if gems is not None:
+            imported = gems.attached != 0
+            # drm_prime_gem_destroy() puts the dma-buf and leaves the pointers.
+            for at_most, wanted in ((False, gems.refcount > 0), (True, gems.refcount <= 0)):
+                chosen = imported & wanted
+                self._hold("import", gems.attached[chosen], gems.attached_word[chosen], at_most)
+            mine = gems.attachment
+        others = ~np.isin(every.address, mine)
+        self._hold("import", every.dma_buf[others], every.word[others], at_most=True)
+        self.gaps += [("attachments", "the list breaks off", address) for address in every.unread]
+
+    def _prime_caches(self, files: List[int], gems: GemDmaBufs) -> None:
+        entries = prime_entries(self.prog, files)
+        self.gaps += [("PRIME cache", "it could not be read", a) for a in entries.unread]
+        stale = entries_of_other_objects(entries, self.handles, gems)
+        # An entry that outlived its handle may still have its reference.
+        for at_most, chosen in ((False, ~stale), (True, stale)):
+            self._hold("prime_cache", entries.dma_buf[chosen], entries.word[chosen], at_most)
+        self.stale = entries.chosen(stale)
 
     def _weak(self, tables: List[int]) -> None:
         """What points at dma-bufs and holds no reference."""

@@ -222,28 +222,51 @@ def mappings(index: SlabIndex, files: U64) -> FileReferences:
     """
     The memory mappings of files: each holds a reference (``vma->vm_file``).
 
-    Only those that are in their process's address space: from v6.4 on, a
-    structure stays allocated for a while after the reference was dropped.
+    :param files: uint64 array, sorted
+    :return: with the ``struct vm_area_struct`` as owner
+    """
+    return mappings_and_parting(index, files)[0]
+
+
+def mappings_and_parting(index: SlabIndex, files: U64) -> Tuple[FileReferences, FileReferences]:
+    """
+    The memory mappings of files, and those that are in no address space.
+
+    These are just being made, or gone: from v6.4 on, a structure stays allocated
+    for a while after the reference was dropped.
 
     :param files: uint64 array, sorted
     :return: with the ``struct vm_area_struct`` as owner
     """
+    found = mappings_of(index, "vm_file", files)
+    mapped = dataclasses.replace(found.chosen(found.number > 0), unread=found.unread)
+    return mapped, found.chosen(found.number == 0)
+
+
+def mappings_of(index: SlabIndex, member: str, targets: U64) -> FileReferences:
+    """
+    The memory mappings that point at something.
+
+    :param member: of ``struct vm_area_struct``, with the pointer
+    :param targets: uint64 array, sorted
+    :return: with the ``struct vm_area_struct`` as owner, and as number 1 where it
+        is in its process's address space, 0 where it is not: it is just being made or gone
+    """
     prog = index.prog
     cache = index.cache_number(prog["vm_area_cachep"].read_())
-    if cache is None or not len(files):
+    if cache is None or not len(targets):
         return FileReferences.of([], [])
-    offset = offsetof(prog.type("struct vm_area_struct"), "vm_file")
+    offset = offsetof(prog.type("struct vm_area_struct"), member)
     rows: List[Tuple[int, int, int, int]] = []
     unread: List[int] = []
-    for address, file in _objects_pointing(index, cache, offset, files):
+    for address, target in _objects_pointing(index, cache, offset, targets):
         vma = Object(prog, "struct vm_area_struct *", value=address)
         try:
             mapped = vma_find(vma.vm_mm.read_(), vma.vm_start.value_()) == vma
         except FaultError:
             unread.append(address)
             continue
-        if mapped:
-            rows.append((file, address + offset, address, -1))
+        rows.append((target, address + offset, address, int(mapped)))
     return FileReferences.of(rows, unread)
 
 
