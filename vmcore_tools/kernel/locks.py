@@ -9,9 +9,11 @@ that merely lies where a lock would be does not.
 from __future__ import annotations
 
 import dataclasses
-from typing import Container, Optional
+from itertools import islice
+from typing import Container, Iterator, Optional, Tuple
 
-from drgn import Object, cast
+from drgn import Object, cast, container_of
+from drgn.helpers.linux.list import list_empty, validate_list_for_each_entry
 from drgn.helpers.linux.locking import RwsemLocked, mutex_owner, rwsem_locked, rwsem_owner
 
 # kernel/locking/mutex.h, rwsem.c and rtmutex_common.h: macros, which debug
@@ -20,7 +22,14 @@ _MUTEX_FLAG_WAITERS = 1
 _MUTEX_FLAG_PICKUP = 4
 _RWSEM_FLAG_WAITERS = 2
 _RWSEM_READER_OWNED = 1
+#: RWSEM_FLAG_WAITERS and RWSEM_FLAG_HANDOFF.
+_RWSEM_FLAGS_OF_WAITERS = 6
+#: Before v5.3, on 64-bit machines.
+_RWSEM_WAITING_BIAS = -(1 << 32)
 _RT_MUTEX_HAS_WAITERS = 1
+
+#: Waiters of one lock that are followed.
+_WAITERS_MAX = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +85,28 @@ def is_rwsem_with_waiters(sem: Object, tasks: Container[int]) -> bool:
     if owner and owner not in tasks and not _owner_word(sem) & _RWSEM_READER_OWNED:
         return False
     count = int(sem.count.counter.value_())
-    # 64489e78004c ("locking/rwsem: Implement a new locking scheme") in v5.3;
-    # before, waiters made the count negative.
-    return bool(count & _RWSEM_FLAG_WAITERS) or count < 0
+    if _has_flags(sem):
+        return bool(count & _RWSEM_FLAG_WAITERS)
+    return count < 0
+
+
+def _has_flags(sem: Object) -> bool:
+    """Whether the count has flags; before, waiters and writers made it negative."""
+    # 64489e78004c ("locking/rwsem: Implement a new locking scheme") in v5.3; of the same
+    # series is 94a9717b3c40 ("locking/rwsem: Make rwsem->owner an atomic_long_t").
+    return hasattr(sem.owner, "counter")
+
+
+def rwsem_is_free(sem: Object) -> bool:
+    """
+    Whether nobody has a read-write semaphore, whoever waits for it.
+
+    :param sem: ``struct rw_semaphore *``
+    """
+    count = int(sem.count.counter.value_())
+    if _has_flags(sem):
+        return not count & ~_RWSEM_FLAGS_OF_WAITERS
+    return count == 0 or count == _RWSEM_WAITING_BIAS
 
 
 def rwsem_holder(sem: Object, tasks: Container[int]) -> Optional[Holder]:
@@ -90,9 +118,70 @@ def rwsem_holder(sem: Object, tasks: Container[int]) -> Optional[Holder]:
     """
     locked = rwsem_locked(sem)
     owner = rwsem_owner(sem)
-    if locked is RwsemLocked.UNLOCKED or owner.value_() not in tasks:
+    if rwsem_is_free(sem) or owner.value_() not in tasks:
         return None
-    return Holder(owner, locked is RwsemLocked.WRITE_LOCKED)
+    # With CONFIG_DEBUG_RWSEMS a reader that lets go takes its name away.
+    certain = locked is RwsemLocked.WRITE_LOCKED or hasattr(sem, "magic")
+    return Holder(owner, certain)
+
+
+def rwsem_readers_behind_writers(sem: Object) -> Iterator[Tuple[Object, Object]]:
+    """
+    Iterate over the readers that would have a semaphore if no writer waited before them.
+
+    :param sem: ``struct rw_semaphore *``
+    :return: Iterator of ``struct task_struct *``: the reader, and the nearest writer
+        before it
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    if rwsem_locked(sem) is not RwsemLocked.READ_LOCKED:
+        return
+    for_write = sem.prog_.constant("RWSEM_WAITING_FOR_WRITE").value_()
+    writer = None
+    for waiter in _rwsem_waiters(sem):
+        if waiter.type.value_() == for_write:
+            writer = waiter.task.read_()
+        elif writer is not None:
+            yield waiter.task.read_(), writer
+
+
+def first_waiter(lock: Object) -> Optional[Object]:
+    """
+    The task that is to have a mutex or a read-write semaphore next.
+
+    :param lock: ``struct mutex *`` or ``struct rw_semaphore *``
+    :return: ``struct task_struct *``
+    """
+    is_mutex = lock.type_.type_name() == "struct mutex *"
+    type_name = "struct mutex_waiter" if is_mutex else "struct rwsem_waiter"
+    if hasattr(lock, "first_waiter"):
+        return lock.first_waiter.task.read_() if lock.first_waiter else None
+    head = lock.wait_list.address_of_()
+    if list_empty(head):
+        return None
+    return container_of(lock.wait_list.next, type_name, "list").task.read_()
+
+
+def _rwsem_waiters(sem: Object) -> Iterator[Object]:
+    """
+    :return: Iterator of ``struct rwsem_waiter *``, the next one first
+    """
+    if not hasattr(sem, "first_waiter"):
+        yield from islice(
+            validate_list_for_each_entry(
+                "struct rwsem_waiter", sem.wait_list.address_of_(), "list"
+            ),
+            _WAITERS_MAX,
+        )
+    elif sem.first_waiter:
+        # From v7.1 the lock has no head of the list.
+        yield sem.first_waiter.read_()
+        yield from islice(
+            validate_list_for_each_entry(
+                "struct rwsem_waiter", sem.first_waiter.list.address_of_(), "list"
+            ),
+            _WAITERS_MAX,
+        )
 
 
 def _owner_word(sem: Object) -> int:

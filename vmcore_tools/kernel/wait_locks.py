@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterator, Optional
 
+from drgn import Object
+
 from vmcore_tools.kernel.locks import (
     Holder,
     mutex_holder,
     rt_mutex_holder,
     rwsem_holder,
+    rwsem_readers_behind_writers,
     semaphore_holder,
 )
+from vmcore_tools.kernel.percpu_rwsem import percpu_rwsem_writer
 from vmcore_tools.kernel.wait_graph import Edge
-from vmcore_tools.kernel.wait_nodes import HELD_BY, LOCK, READ_BY, Node
+from vmcore_tools.kernel.wait_nodes import HELD_BY, LOCK, QUEUED_BEHIND, READ_BY, Node
 from vmcore_tools.kernel.waits import Wait
 
 if TYPE_CHECKING:
@@ -21,10 +25,29 @@ if TYPE_CHECKING:
 
 
 def follow_lock_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
-    """From a task on a lock's list of waiters to the lock."""
+    """From a task on a lock's list of waiters to the lock, and to the writer before it."""
     key = f"{wait.kind} {wait.object.value_():#x}"
     chains.add(Node(key, LOCK, wait.object, wait.kind, wait))
     yield Edge(node.key, key, "waits for", wait.proven)
+    writer = _writer_before(chains, node.object, wait)
+    if writer is not None:
+        yield Edge(node.key, chains.task(writer), QUEUED_BEHIND)
+
+
+def _writer_before(chains: WaitChains, task: Object, wait: Wait) -> Optional[Object]:
+    """The writer that waits for the readers of a lock and keeps others out meanwhile."""
+    if wait.kind == "percpu_rwsem":
+        writer = percpu_rwsem_writer(wait.object)
+        known = writer is not None and writer.value_() in chains.tasks and writer != task
+        return writer if known else None
+    if wait.kind != "rwsem":
+        return None
+    key = f"vmcore_tools.wait_locks.writers {wait.object.value_():#x}"
+    if key not in chains.found:
+        chains.found[key] = {
+            reader.value_(): writer for reader, writer in rwsem_readers_behind_writers(wait.object)
+        }
+    return chains.found[key].get(task.value_())
 
 
 def follow_lock(chains: WaitChains, node: Node) -> Iterator[Edge]:

@@ -17,9 +17,15 @@ FENCE, DEVICE, RCU, OBJECT = ("fence", "device", "rcu", "object")
 #: How a lock and its holder, and a work and its worker, belong together.
 HELD_BY = "is held by"
 READ_BY = "was last taken by"
+QUEUED_BEHIND = "is queued behind"
 RUN_BY = "is run by"
 PENDING_IN = "is pending in"
 WOKEN = "has woken"
+LEFT_TO = "leaves its works to"
+#: What an RCU grace period waits for: a CPU, a reader, the kthread that drives it.
+ON_CPU = "waits for a quiescent state of"
+ON_READER = "waits for the reader"
+DRIVEN_BY = "is driven by"
 
 
 @dataclasses.dataclass(frozen=True)
