@@ -7,7 +7,8 @@ for: a lock to its holder, flush_work() to the work, its pool and the worker
 that would run it, a task that can run to its CPU. What stands at the end is
 the cause: a CPU that one task keeps to itself (VT311), a work that does not
 end or a pool in which nothing runs (VT312), the holder of a lock that sleeps
-in something else (VT313); or the chain ends in itself, a deadlock (VT310).
+in something else (VT313), a virtio device that does not answer (VT315); or the
+chain ends in itself, a deadlock (VT310).
 The cause behind which the most tasks wait comes first.
 
 A wait is believed only if the kernel's own lists show it (the task is on the
@@ -17,7 +18,7 @@ kernel.hung_task_timeout_secs. Tasks whose wait could not be told, or of whose
 wait the kernel does not say who ends it, are in the table with their stack.
 
 It does not know who completes a plain completion or wakes a wait queue, nor
-what a device is doing.
+what devices other than virtio_gpu are doing.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from drgn import ProgramFlags
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.kernel.wait_graph import Root
-from vmcore_tools.kernel.wait_nodes import CPU, POOL, TASK
+from vmcore_tools.kernel.wait_nodes import CPU, DEVICE, POOL, TASK
 from vmcore_tools.model import Absent, Finding, Kind, Maybe, column
 from vmcore_tools.wait_findings.cpu import CpuMonopolised
 from vmcore_tools.wait_findings.deadlock import Deadlock
+from vmcore_tools.wait_findings.device import DeviceLate
 from vmcore_tools.wait_findings.lock import HolderAsleep
 from vmcore_tools.wait_findings.view import Cause, WaitView, maybe, of_live_target
 from vmcore_tools.wait_findings.work import WorkStuck
@@ -43,15 +45,20 @@ CAUSES: Tuple[Type[Cause], ...] = (
     Deadlock,
     CpuMonopolised,
     WorkStuck,
+    DeviceLate,
     HolderAsleep,
 )
 #: At these a chain ends for good; at other things, who waits for them can be to blame.
-_LAST = (CPU, POOL)
+_LAST = (CPU, POOL, DEVICE)
 
 
 @dataclasses.dataclass(frozen=True)
 class WaitingTask:
-    """A task in uninterruptible sleep, and what keeps it there; the longest sleeper first."""
+    """
+    A task in uninterruptible sleep, and what keeps it there; the longest sleeper first.
+
+    Behind them are those in interruptible sleep that wait for a fence of a device.
+    """
 
     pid: int = column(Kind.PID)
     comm: str = column(Kind.SENSITIVE)
@@ -86,7 +93,7 @@ class _Analyzer:
             yield finding
             for key in (*root.nodes, *root.victims):
                 blamed.setdefault(key, finding)
-        for key in self._view.asleep:
+        for key in (*self._view.asleep, *self._view.in_fences):
             yield from self._row(key, blamed.get(key))
 
     def _findings(self) -> List[Tuple[Root, Finding]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
-from drgn import Program, offsetof, sizeof
+from drgn import Object, Program, container_of, offsetof, sizeof
 
 from vmcore_tools.kernel.dma_fence import U64, HeldFences
 from vmcore_tools.kernel.layout import field_dtype, read_structs
@@ -45,6 +45,18 @@ def timeline_words(prog: Program, fences: U64) -> HeldFences:
     ]
     nothing = np.zeros(0, dtype=np.uint64)
     return HeldFences(nothing, np.concatenate(words), tuple(fences[~read].tolist()))
+
+
+def timeline_of(fence: Object) -> Object:
+    """
+    The timeline that a fence is a point of. Mirrors ``dma_fence_parent()``.
+
+    :param fence: ``struct dma_fence *`` with :data:`OPS`
+    :return: ``struct sync_timeline *``
+    :raises LookupError: without the debug info of sw_sync
+    """
+    lock = fence.member_(_lock_member(fence.prog_)).read_()
+    return container_of(lock, "struct sync_timeline", "lock")
 
 
 def _lock_member(prog: Program) -> str:

@@ -20,12 +20,7 @@ from drgn.helpers.linux.sched import task_cpu, task_on_cpu
 
 from vmcore_tools.kernel.run_queue import RunQueue, is_throttled
 from vmcore_tools.kernel.task import is_queued
-from vmcore_tools.kernel.wait_fences import (
-    as_virtqueue,
-    follow_fence,
-    follow_fence_wait,
-    follow_virtqueue_wait,
-)
+from vmcore_tools.kernel.wait_fences import follow_fence, follow_fence_wait
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
 from vmcore_tools.kernel.wait_locks import follow_lock, follow_lock_wait
 from vmcore_tools.kernel.wait_nodes import (
@@ -35,9 +30,15 @@ from vmcore_tools.kernel.wait_nodes import (
     OBJECT,
     POOL,
     TASK,
+    VIRTQUEUE,
     WORK,
     WORKQUEUE,
     Node,
+)
+from vmcore_tools.kernel.wait_virtqueues import (
+    as_virtqueue,
+    follow_virtqueue,
+    follow_virtqueue_wait,
 )
 from vmcore_tools.kernel.wait_works import (
     follow_flush_work,
@@ -222,6 +223,7 @@ FOLLOW_NODE: Mapping[str, FollowNode] = {
     WORKQUEUE: follow_workqueue,
     POOL: follow_pool,
     FENCE: follow_fence,
+    VIRTQUEUE: follow_virtqueue,
 }
 #: What plain wait queues and completions are known to be of.
 NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue,)

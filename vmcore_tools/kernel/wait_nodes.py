@@ -12,7 +12,7 @@ from vmcore_tools.kernel.waits import Wait
 
 #: The kinds of nodes. OBJECT is anything else that is waited for, or has in it what is.
 TASK, LOCK, WORK, WORKQUEUE, POOL, CPU = ("task", "lock", "work", "workqueue", "pool", "cpu")
-FENCE, DEVICE, RCU, OBJECT = ("fence", "device", "rcu", "object")
+FENCE, VIRTQUEUE, DEVICE, RCU, OBJECT = ("fence", "virtqueue", "device", "rcu", "object")
 
 #: How a lock and its holder, and a work and its worker, belong together.
 HELD_BY = "is held by"

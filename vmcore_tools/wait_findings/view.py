@@ -31,7 +31,19 @@ from vmcore_tools.kernel.task import (
 )
 from vmcore_tools.kernel.wait_chain import WaitChains
 from vmcore_tools.kernel.wait_graph import Edge, Root
-from vmcore_tools.kernel.wait_nodes import CPU, POOL, READ_BY, RUN_BY, TASK, WORK, WORKQUEUE, Node
+from vmcore_tools.kernel.wait_nodes import (
+    CPU,
+    DEVICE,
+    FENCE,
+    POOL,
+    READ_BY,
+    RUN_BY,
+    TASK,
+    VIRTQUEUE,
+    WORK,
+    WORKQUEUE,
+    Node,
+)
 from vmcore_tools.kernel.wait_works import pool_cpu
 from vmcore_tools.kernel.workqueue import pool_highpri, pool_without_progress_ns
 from vmcore_tools.model import (
@@ -56,6 +68,8 @@ _NODES_SHOWN = 60
 _STACKS_SHOWN = 4
 #: Frames behind the switch to another task that make up a signature.
 _SIGNATURE_FRAMES = 6
+#: What nodes are whose name says the rest.
+_TYPES = {FENCE: "dma_fence", VIRTQUEUE: "virtqueue", DEVICE: "virtio device"}
 _IN_SCHEDULER = re.compile(r"context_switch|__switch_to.*|_*schedule(_.*)?")
 
 
@@ -65,6 +79,7 @@ class WaitView:
 
     :ivar waits: the victims' keys, and how long they have waited: 0 if that is not known
     :ivar asleep: the keys of the tasks in uninterruptible sleep, the longest sleeper first
+    :ivar in_fences: those of the tasks in interruptible sleep that wait for a device's fence
     :ivar threshold_ns: from when on somebody has waited too long
     """
 
@@ -80,6 +95,7 @@ class WaitView:
         self.graph = self.chains.graph
         self.waits: Dict[str, int] = {}
         self.asleep: List[str] = []
+        self.in_fences: List[str] = []
         self._traces: Dict[int, Optional[StackTrace]] = {}
         self._stacks: Dict[int, Stack] = {}
         self._places: Dict[Tuple[int, ...], Stack] = {}
@@ -255,7 +271,7 @@ class WaitView:
 
     def name(self, node: Node) -> str:
         """What a node that is no task is called; addresses are not part of it."""
-        if node.kind == CPU:
+        if node.kind == CPU or node.kind in _TYPES:
             return node.name
         if node.kind == WORK:
             function = symbol_name(self.prog, node.object.func.value_())
@@ -273,6 +289,8 @@ class WaitView:
         address = int(node.object.value_())
         if node.kind == CPU:
             return Ref("CPU", node.name.partition(" ")[2], name_kind=Kind.TEXT)
+        if node.kind in _TYPES:
+            return Ref(_TYPES[node.kind], node.name, address)
         if node.kind in (WORK, POOL):
             return Ref(node.name, self.name(node), address, name_kind=Kind.TEXT)
         if node.kind == WORKQUEUE:
