@@ -152,6 +152,15 @@ def test_a_hostile_comm_is_no_markup() -> None:
     assert all("\n" not in line for line in tree_lines(graph, 100))
 
 
+def test_what_mermaid_interprets_even_as_codes_is_no_markup() -> None:
+    graph = dataclasses.replace(
+        CHAIN, nodes=(node("n1", r"$$x$$ fa:fa-bug a\nb"), *CHAIN.nodes[1:])
+    )
+    label = list(mermaid_lines(graph))[1]
+    assert "#36;#36;" not in label and "#58;fa-" not in label and "#92;n" not in label
+    assert label.replace("#92;", "\\") == r'  n1(["task \x24\x24x\x24\x24 fa\x3afa-bug a\x5cnb"])'
+
+
 def test_json_has_graphs_by_id() -> None:
     document = json.loads(json_report.render(with_graph(CHAIN)))
     (with_one,) = (f for f in document["findings"] if f["graph"] is not None)

@@ -16,7 +16,16 @@ from vmcore_tools.model import Evidence, Graph, GraphEdge, GraphNode
 from vmcore_tools.report.format import address_text, label, ref_text, value_text
 
 #: What a Mermaid label may hold as it is; all else is written as its code.
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _.,:/+-")
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _.,/+-")
+#: What Mermaid interprets even where it is written as codes: formulas, the end of a line,
+#: icons (``fa:fa-bug``), and its own form of such codes.
+_INTERPRETED = {
+    "$$": r"\x24\x24",
+    r"\n": r"\x5cn",
+    ":fa-": r"\x3afa-",
+    "\ufb02\xb0": r"\ufb02\xb0",
+    "\xb6\xdf": r"\xb6\xdf",
+}
 
 #: From how many on nodes that are alike are written as one.
 _ALIKE_MIN = 4
@@ -201,4 +210,6 @@ def mermaid_lines(graph: Graph) -> Iterator[str]:
 
 
 def _mermaid_text(text: str) -> str:
+    for markup, harmless in _INTERPRETED.items():
+        text = text.replace(markup, harmless)
     return "".join(c if c in _PLAIN else f"#{ord(c)};" for c in text)
