@@ -287,6 +287,15 @@ struct drm_gem_object_funcs {
 
 struct drm_gem_object {
 	struct kref refcount;
+	unsigned int handle_count;
+	struct drm_device *dev;
+	struct file *filp;
+	/* Of its members only the size is known to be right. */
+	char vma_node[184] __attribute__((aligned(8)));
+	size_t size;
+	int name;
+	struct dma_buf *dma_buf;
+	struct dma_buf_attachment *import_attach;
 	struct dma_resv *resv;
 	struct dma_resv _resv;
 	const struct drm_gem_object_funcs *funcs;

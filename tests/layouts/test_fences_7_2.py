@@ -58,7 +58,7 @@ class Gpu:
         )
         slabs = Slabs(machine)
         self.free: Dict[int, List[int]] = {}
-        for size in (64, 128):
+        for size in (64, 128, 512):
             cache = slabs.cache(b"kmalloc-%d" % size, size)
             self.free[size] = slabs.slab(cache)
         files = slabs.cache(b"filp", 256)
@@ -229,7 +229,7 @@ def test_slots_of_a_reservation_object_with_their_usage(gpu: Gpu) -> None:
     table = machine.new("struct dma_resv_list", {"num_fences": 4, "max_fences": 4}, 32)
     slots = offsetof(machine.prog.type("struct dma_resv_list"), "table")
     machine.words(table + slots, [fence | usage for usage, fence in enumerate(fences)])
-    gem = gpu.free[128].pop()
+    gem = gpu.free[512].pop()
     resv = gem + offsetof(machine.prog.type("struct drm_gem_object"), "_resv")
     machine.put(
         "struct drm_gem_object",

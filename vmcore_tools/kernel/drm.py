@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""DRM devices, their open files and framebuffers."""
+"""DRM devices, their minors, open files, framebuffers and planes."""
 
 from __future__ import annotations
 
@@ -65,6 +65,60 @@ def for_each_drm_file(device: Object) -> Iterator[Object]:
         yield file
 
 
+def for_each_internal_drm_file(device: Object) -> Iterator[Object]:
+    """
+    Iterate over the files that the kernel itself has of a DRM device, such as fbdev's.
+
+    :param device: ``struct drm_device *``
+    :return: Iterator of ``struct drm_file *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    # "drm: Begin an API for in-kernel clients" of v4.18.
+    if not hasattr(device, "filelist_internal"):
+        return
+    for number, file in enumerate(
+        validate_list_for_each_entry(
+            "struct drm_file", device.filelist_internal.address_of_(), "lhead"
+        )
+    ):
+        if number >= _LIST_MAX:
+            return
+        yield file
+
+
+def driver_name(device: Object) -> str:
+    """
+    The name of a DRM device's driver, as the DRM_IOCTL_VERSION gives it.
+
+    :param device: ``struct drm_device *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    name: bytes = device.driver.name.string_()
+    return name.decode(errors="backslashreplace")
+
+
+def minor_name(minor: Object) -> str:
+    """
+    What a minor is called in /dev/dri: ``card0``, ``renderD128``.
+
+    :param minor: ``struct drm_minor *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    device = minor.kdev
+    name: bytes = (device.init_name or device.kobj.name).string_()
+    return name.decode(errors="backslashreplace")
+
+
+def file_process(file: Object) -> Object:
+    """
+    The process that a DRM file counts as its own: it opened it, or was first to use it.
+
+    :param file: ``struct drm_file *``
+    :return: ``struct pid *``, or NULL: it may have none any more, only its number
+    """
+    return file.pid.read_()
+
+
 def for_each_framebuffer(device: Object) -> Iterator[Object]:
     """
     Iterate over the framebuffers of a DRM device.
@@ -73,6 +127,9 @@ def for_each_framebuffer(device: Object) -> Iterator[Object]:
     :return: Iterator of ``struct drm_framebuffer *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
+    # drm_mode_config_init() is for devices with a screen.
+    if not device.mode_config.fb_list.next:
+        return
     for number, framebuffer in enumerate(
         validate_list_for_each_entry(
             "struct drm_framebuffer", device.mode_config.fb_list.address_of_(), "head"

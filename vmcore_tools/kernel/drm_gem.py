@@ -1,20 +1,40 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""GEM objects."""
+"""GEM objects: where they are, and what holds a reference to them."""
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+import dataclasses
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
-from drgn import Object, cast, container_of
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Object, Program, cast, container_of, offsetof, sizeof
 from drgn.helpers.linux.idr import idr_for_each
 
-from vmcore_tools.kernel.typed_objects import Embedded
+from vmcore_tools.kernel.id_slots import Slots, idr_slots
+from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
+from vmcore_tools.kernel.typed_objects import Embedded, Found
+
+U64 = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_GEM = "struct drm_gem_object"
 
 #: How GEM objects are found in slab objects, those without a handle included.
-#: Drivers that set no ``funcs`` (before v5.11 some did not) have only handles.
-GEM_OBJECT = Embedded("struct drm_gem_object", "funcs", "struct drm_gem_object_funcs")
+#: Drivers that set no ``funcs`` (before v5.11 some did not, before v5.0 there
+#: were none) have them by their device.
+GEM_OBJECT = Embedded(_GEM, "funcs", "struct drm_gem_object_funcs")
+GEM_OF_DEVICE = Embedded(_GEM, "dev", "struct drm_device")
 
 _HANDLES_MAX = 10_000_000
+#: Bounds that tell a GEM object from something else with a pointer to the device.
+_COUNT_MAX = 1 << 20
+_NAME_MAX = 1 << 31
+_SIZE_MAX = 1 << 47
+#: ``DRM_FORMAT_MAX_PLANES``, and the macro that tells which of a framebuffer's
+#: planes count as handles: ``DRM_FRAMEBUFFER_HAS_HANDLE_REF()``.
+_HANDLE_REF_BITS = 0xF
 
 
 def for_each_gem_handle(file: Object) -> Iterator[Tuple[int, Object]]:
@@ -47,3 +67,297 @@ def reservation_address(device: Object, gem: Object) -> int:
     if device.driver.name.string_() == b"virtio_gpu":
         return int(container_of(gem, "struct virtio_gpu_object", "gem_base").tbo.resv.value_())
     return 0
+
+
+def plausible_gems(prog: Program, structs: npt.NDArray[np.uint8], addresses: U64) -> Bools:
+    """
+    Which structures that point to a DRM device where a GEM object does are one.
+
+    :param structs: uint8 array of shape (n, size of ``struct drm_gem_object``)
+    :param addresses: uint64 array of shape (n,): where they are
+    """
+    gem_type = prog.type(_GEM)
+    values = as_structs(structs, _dtype(prog))
+    pages = np.uint64(prog["PAGE_SIZE"].value_() - 1)
+    size = values["size"]
+    good: Bools = (size > 0) & (size < _SIZE_MAX) & (size & pages == 0)
+    good &= (values["refcount"] < _COUNT_MAX) & (values["handle_count"] < _COUNT_MAX)
+    good &= values["name"] < _NAME_MAX
+    for member in ("filp", "dma_buf", "import_attach"):
+        # Kernel addresses are negative.
+        good &= (values[member] == 0) | (values[member].view(np.int64) < 0)
+    if gem_type.has_member("_resv"):
+        own = addresses + np.uint64(offsetof(gem_type, "_resv"))
+        good &= (values["resv"] == own) | (values["import_attach"] != 0)
+    return good
+
+
+def _dtype(prog: Program) -> np.dtype[Any]:
+    gem_type = prog.type(_GEM)
+    members = {
+        "refcount": "refcount.refcount.refs.counter",
+        "handle_count": "handle_count",
+        "dev": "dev",
+        "filp": "filp",
+        "size": "size",
+        "name": "name",
+        "dma_buf": "dma_buf",
+        "import_attach": "import_attach",
+    }
+    if gem_type.has_member("resv"):  # since v5.2
+        members["resv"] = "resv"
+    return field_dtype(gem_type, members)
+
+
+@dataclasses.dataclass(frozen=True)
+class GemObjects:
+    """
+    GEM objects, as arrays of shape (n,), sorted by address.
+
+    :ivar address: uint64, ``struct drm_gem_object *``
+    :ivar container: uint64, of the slab object around each; the object itself
+        where it is in no slab
+    :ivar cache: int64, position in ``SlabIndex.caches``, or -1
+    :ivar refcount: int64; 0 for one that is being freed
+    :ivar handle_count: int64
+    :ivar device: uint64, ``struct drm_device *``
+    :ivar size: uint64, of the buffer in bytes
+    :ivar name: int64, its flink name, or 0
+    :ivar dma_buf: uint64, ``struct dma_buf *`` that it was exported or imported as, or 0
+    :ivar import_attach: uint64, ``struct dma_buf_attachment *``, or 0
+    """
+
+    address: U64
+    container: U64
+    cache: Ints
+    refcount: Ints
+    handle_count: Ints
+    device: U64
+    size: U64
+    name: Ints
+    dma_buf: U64
+    import_attach: U64
+
+
+def gem_objects(prog: Program, found: Found, others: U64) -> Tuple[GemObjects, List[int]]:
+    """
+    GEM objects that were found in slabs, and others.
+
+    :param others: uint64 array: more addresses of GEM objects; those in *found* may be among them
+    :return: and the addresses of others that could not be read
+    """
+    dtype = _dtype(prog)
+    others = np.setdiff1d(others, found.address)
+    structs, read = read_structs(prog, others.tolist(), dtype)
+    values = np.concatenate([as_structs(found.structs, dtype), structs[read]])
+    address = np.concatenate([found.address, others[read]])
+    order = np.argsort(address, kind="stable")
+    values = values[order]
+    missing = np.full(int(read.sum()), -1, dtype=np.int64)
+    return (
+        GemObjects(
+            address=address[order],
+            container=np.concatenate([found.container, others[read]])[order],
+            cache=np.concatenate([found.cache, missing])[order],
+            refcount=values["refcount"].astype(np.int32).astype(np.int64),
+            handle_count=values["handle_count"].astype(np.int64),
+            device=values["dev"].astype(np.uint64),
+            size=values["size"].astype(np.uint64),
+            name=values["name"].astype(np.int64),
+            dma_buf=values["dma_buf"].astype(np.uint64),
+            import_attach=values["import_attach"].astype(np.uint64),
+        ),
+        others[~read].tolist(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldGems:
+    """
+    GEM objects that somebody points at, one entry for each pointer.
+
+    :ivar gem: uint64 array of shape (n,)
+    :ivar word: uint64 array of shape (n,): the address of each pointer
+    :ivar owner: uint64 array of shape (n,): the structure that has it
+    :ivar unread: addresses that could not be read
+    """
+
+    gem: U64
+    word: U64
+    owner: U64
+    unread: Tuple[int, ...] = ()
+
+    def chosen(self, wanted: Bools) -> HeldGems:
+        """Some of them; *unread* stays with all."""
+        return HeldGems(self.gem[wanted], self.word[wanted], self.owner[wanted])
+
+    @staticmethod
+    def of(rows: Sequence[Tuple[int, int, int]], unread: Sequence[int] = ()) -> HeldGems:
+        """
+        :param rows: GEM object, word and owner of each
+        """
+        table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
+        return HeldGems(table[:, 0], table[:, 1], table[:, 2], tuple(unread))
+
+
+@dataclasses.dataclass(frozen=True)
+class GemHandles:
+    """
+    The handles of open DRM files, one entry for each, as arrays of shape (n,).
+
+    All handles of an object together hold one reference
+    (``drm_gem_handle_create_tail()``).
+
+    :ivar gem: uint64, ``struct drm_gem_object *``
+    :ivar handle: int64, its number
+    :ivar file: uint64, ``struct drm_file *``
+    :ivar word: uint64, the address of the pointer
+    :ivar unread: addresses of nodes that could not be read
+    """
+
+    gem: U64
+    handle: Ints
+    file: U64
+    word: U64
+    unread: Tuple[int, ...]
+
+
+def gem_handles(files: Iterable[Object]) -> GemHandles:
+    """
+    The GEM handles of open DRM files.
+
+    :param files: ``struct drm_file *``
+    """
+    found: List[Tuple[int, Slots]] = []
+    unread: List[int] = []
+    for file in files:
+        try:
+            slots = idr_slots(file.object_idr)
+        except FaultError:
+            unread.append(file.value_())
+            continue
+        found.append((file.value_(), slots))
+        unread += slots.unread
+    nothing = np.zeros(0, dtype=np.uint64)
+    return GemHandles(
+        np.concatenate([nothing, *(slots.entry for _, slots in found)]),
+        np.concatenate([nothing.astype(np.int64), *(slots.id for _, slots in found)]),
+        np.concatenate(
+            [nothing, *(np.full(len(s.id), file, dtype=np.uint64) for file, s in found)]
+        ),
+        np.concatenate([nothing, *(slots.word for _, slots in found)]),
+        tuple(unread),
+    )
+
+
+def gem_names(device: Object) -> Slots:
+    """
+    The flink names of a device's objects: they hold no reference.
+
+    They are gone with an object's last handle (``drm_gem_object_handle_free()``).
+
+    :param device: ``struct drm_device *``
+    :raises drgn.FaultError: if the IDR is not in the dump
+    """
+    return idr_slots(device.object_name_idr)
+
+
+def gems_of_framebuffer(framebuffer: Object) -> HeldGems:
+    """
+    The GEM objects of a framebuffer's planes.
+
+    Each pointer is a reference (``drm_gem_fb_destroy()``).
+
+    :param framebuffer: ``struct drm_framebuffer *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    rows = []
+    objects = framebuffer.obj
+    for i in range(len(objects)):
+        gem, word = objects[i].value_(), objects[i].address_
+        assert word is not None
+        if gem:
+            rows.append((gem, word, framebuffer.value_()))
+    return HeldGems.of(rows)
+
+
+def counts_as_handle(framebuffer: Object) -> List[int]:
+    """
+    The GEM objects that a framebuffer keeps as if it had a handle of each.
+
+    :param framebuffer: ``struct drm_framebuffer *``
+    :return: addresses of ``struct drm_gem_object``
+    """
+    # "drm/framebuffer: Acquire internal references on GEM handles" of v6.16.
+    if not hasattr(framebuffer, "internal_flags"):
+        return []
+    flags = int(framebuffer.internal_flags.value_()) & _HANDLE_REF_BITS
+    gems = framebuffer.obj
+    return [int(gems[i].value_()) for i in range(len(gems)) if flags >> i & 1]
+
+
+def gem_of_fbdev(device: Object) -> HeldGems:
+    """
+    The GEM object of the console on a device's screen: ``drm_client_buffer_create()`` holds it.
+
+    :param device: ``struct drm_device *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    # "drm/fb-helper: Add generic fbdev emulation" of v4.19; drivers had their own before.
+    helper = device.fb_helper.read_() if hasattr(device, "fb_helper") else None
+    if not helper or not hasattr(helper, "buffer") or not helper.buffer:
+        return HeldGems.of([])
+    gem = helper.buffer.gem
+    assert gem.address_ is not None
+    return HeldGems.of([(gem.value_(), gem.address_, helper.buffer.value_())] if gem else [])
+
+
+def internal_words(
+    prog: Program, gems: GemObjects, sizes: Dict[str, int], driver: Dict[int, str]
+) -> U64:
+    """
+    The words in GEM objects that point into others: they hold no reference.
+
+    These are the trees and lists of the mmap offsets, LRU lists, and the
+    reservation object of the exporter.
+
+    :param sizes: driver to the bytes from the GEM object on of which this is known; of
+        others it is ``struct drm_gem_object``
+    :param driver: address of each DRM device to its driver
+    :return: uint64 array of addresses
+    """
+    found = [np.zeros(0, dtype=np.uint64)]
+    if not len(gems.address):
+        return found[0]
+    first, last = gems.address[0], gems.address[-1]
+    base = sizeof(prog.type(_GEM))
+    for device in np.unique(gems.device).tolist():
+        mine = gems.address[gems.device == np.uint64(device)]
+        size = sizes.get(driver.get(device, ""), base)
+        dtype = np.dtype([("words", np.uint64, (size // 8,))])
+        for at in range(0, len(mine), _AT_ONCE):
+            some = mine[at : at + _AT_ONCE]
+            structs, _ = read_structs(prog, some.tolist(), dtype)
+            words = structs["words"]
+            row, word = np.nonzero((words >= first) & (words < last + np.uint64(size)))
+            values = words[row, word]
+            near = np.searchsorted(gems.address, values, side="right") - 1
+            inside = (near >= 0) & (values - gems.address[near] < np.uint64(size))
+            inside &= gems.address[near] != some[row]
+            found.append(some[row[inside]] + word[inside].astype(np.uint64) * np.uint64(8))
+    return np.concatenate(found)
+
+
+#: GEM objects whose bytes are looked at together.
+_AT_ONCE = 4096
+
+
+def words_of(prog: Program, type_name: str, address: int) -> U64:
+    """
+    The addresses of all words of a structure.
+
+    :param type_name: ``struct drm_vma_offset_manager``
+    """
+    count = sizeof(prog.type(type_name)) // 8
+    words: U64 = np.uint64(address) + np.arange(count, dtype=np.uint64) * np.uint64(8)
+    return words

@@ -13,7 +13,8 @@ from drgn import FaultError, Object, Program, offsetof, sizeof
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.dma_fence import DMA_FENCE, Fences, fences, has_flag
-from vmcore_tools.kernel.drm_gem import GEM_OBJECT
+from vmcore_tools.kernel.drm import driver_name, for_each_drm_device
+from vmcore_tools.kernel.drm_gem import GEM_OBJECT, GEM_OF_DEVICE, plausible_gems
 from vmcore_tools.kernel.layout import as_structs, field_dtype
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.typed_objects import Found, find_embedded
@@ -31,7 +32,7 @@ class FoundFences:
     What was found.
 
     :ivar fences: all fences
-    :ivar gems: GEM objects with an operations table; None if none can have one
+    :ivar gems: GEM objects; None on a kernel without DRM
     """
 
     fences: Fences
@@ -71,11 +72,28 @@ def _find(index: SlabIndex) -> FoundFences:
     prog = index.prog
     kinds = [DMA_FENCE, GEM_OBJECT] if _has_gem_tables(prog) else [DMA_FENCE]
     devices: List[Object] = []
+    drivers: Dict[int, str] = {}
     # A kernel without DRM or virtio_gpu; what of them is damaged, their walkers count.
     with contextlib.suppress(LookupError, FaultError, ValidationError):
         devices += for_each_virtio_gpu_device(prog)
-    found = find_embedded(index, kinds, _detached_tables(prog, devices))
-    return FoundFences(fences(prog, _with_detached(prog, found)), found.get(GEM_OBJECT))
+    with contextlib.suppress(LookupError, FaultError, ValidationError):
+        drivers.update((dev.value_(), driver_name(dev)) for dev in for_each_drm_device(prog))
+    known = _detached_tables(prog, devices)
+    if drivers:
+        known[GEM_OF_DEVICE] = drivers
+    found = find_embedded(index, kinds, known)
+    return FoundFences(fences(prog, _with_detached(prog, found)), _gems(prog, found))
+
+
+def _gems(prog: Program, found: Dict[Any, Found]) -> Optional[Found]:
+    """GEM objects by their operations, and the others by their device."""
+    by_ops, by_device = found.get(GEM_OBJECT), found.get(GEM_OF_DEVICE)
+    if by_device is None or not len(by_device.address):
+        return by_ops if by_device is None or by_ops is not None else by_device
+    wanted = plausible_gems(prog, by_device.structs, by_device.address)
+    if by_ops is None:
+        return by_device.chosen(wanted)
+    return by_ops.joined(by_device.chosen(wanted & ~np.isin(by_device.address, by_ops.address)))
 
 
 def _has_gem_tables(prog: Program) -> bool:
@@ -125,17 +143,7 @@ def _with_detached(prog: Program, found: Dict[Any, Found]) -> Found:
         & has_flag(prog, flags, "DMA_FENCE_FLAG_SIGNALED_BIT")
         & ~has_flag(prog, flags, "DMA_FENCE_FLAG_INLINE_LOCK_BIT")
     )
-    address = np.concatenate([by_ops.address, (detached.address + np.uint64(start))[wanted]])
-    order = np.argsort(address, kind="stable")
-
-    def joined(one: Any, other: Any) -> Any:
-        return np.concatenate([one, other[wanted]])[order]
-
-    return Found(
-        address=address[order],
-        container=joined(by_ops.container, detached.container),
-        ops=joined(by_ops.ops, detached.ops),
-        cache=joined(by_ops.cache, detached.cache),
-        structs=joined(by_ops.structs, structs),
-        tables={**by_ops.tables, **detached.tables},
+    inner = dataclasses.replace(
+        detached, address=detached.address + np.uint64(start), structs=structs
     )
+    return by_ops.joined(inner.chosen(wanted))

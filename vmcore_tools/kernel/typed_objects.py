@@ -57,6 +57,34 @@ class Found:
     structs: npt.NDArray[np.uint8]
     tables: Dict[int, str]
 
+    def chosen(self, wanted: npt.NDArray[np.bool_]) -> Found:
+        """
+        Some of them.
+
+        :param wanted: bool array of shape (n,)
+        """
+        return Found(
+            self.address[wanted],
+            self.container[wanted],
+            self.ops[wanted],
+            self.cache[wanted],
+            self.structs[wanted],
+            self.tables,
+        )
+
+    def joined(self, other: Found) -> Found:
+        """These and others of the same structure, none of them twice."""
+        address = np.concatenate([self.address, other.address])
+        order = np.argsort(address, kind="stable")
+        return Found(
+            address[order],
+            np.concatenate([self.container, other.container])[order],
+            np.concatenate([self.ops, other.ops])[order],
+            np.concatenate([self.cache, other.cache])[order],
+            np.concatenate([self.structs, other.structs])[order],
+            {**self.tables, **other.tables},
+        )
+
 
 def ops_tables(prog: Program, ops_type_names: Sequence[str]) -> Dict[str, Dict[int, str]]:
     """
