@@ -37,6 +37,7 @@ from vmcore_tools.wait_findings.cpu import CpuMonopolised
 from vmcore_tools.wait_findings.deadlock import Deadlock
 from vmcore_tools.wait_findings.device import DeviceLate
 from vmcore_tools.wait_findings.lock import HolderAsleep
+from vmcore_tools.wait_findings.rcu import RcuStall
 from vmcore_tools.wait_findings.view import Cause, WaitView, maybe, of_live_target
 from vmcore_tools.wait_findings.work import WorkStuck
 
@@ -44,6 +45,7 @@ from vmcore_tools.wait_findings.work import WorkStuck
 CAUSES: Tuple[Type[Cause], ...] = (
     Deadlock,
     CpuMonopolised,
+    RcuStall,
     WorkStuck,
     DeviceLate,
     HolderAsleep,

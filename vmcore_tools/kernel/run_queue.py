@@ -364,6 +364,18 @@ def rt_throttling_off(prog: Program) -> Optional[bool]:
         return None
 
 
+def fair_server_runtime_ns(run_queue: RunQueue) -> Optional[int]:
+    """
+    How much of each period tasks of the fair class get, whatever real-time tasks there are.
+
+    :return: 0 if that is turned off; None where the kernel has no such server
+    """
+    # 557a6bfc662c ("sched/fair: Add trivial fair server") in v6.12, which
+    # took the place of real-time throttling.
+    rq = run_queue.rq
+    return int(rq.fair_server.dl_runtime.value_()) if hasattr(rq, "fair_server") else None
+
+
 def need_resched(run_queue: RunQueue) -> Optional[bool]:
     """
     Whether the task on a CPU has been asked to leave it.

@@ -29,11 +29,18 @@ from vmcore_tools.kernel.wait_nodes import (
     LOCK,
     OBJECT,
     POOL,
+    RCU,
     TASK,
     VIRTQUEUE,
     WORK,
     WORKQUEUE,
     Node,
+)
+from vmcore_tools.kernel.wait_rcu import (
+    as_rcu,
+    follow_rcu,
+    follow_rcu_wait,
+    follow_state_wait,
 )
 from vmcore_tools.kernel.wait_virtqueues import (
     as_virtqueue,
@@ -215,6 +222,10 @@ FOLLOW_WAIT: Mapping[str, FollowWait] = {
     "task end": _follow_task_end,
     "dma_fence": follow_fence_wait,
     "virtqueue": follow_virtqueue_wait,
+    "rcu": follow_rcu_wait,
+    "rcu barrier": follow_state_wait,
+    "rcu expedited": follow_state_wait,
+    "rcu kthread": follow_state_wait,
 }
 #: What nodes wait for, by :attr:`Node.kind`: edges from the node. At others chains end.
 FOLLOW_NODE: Mapping[str, FollowNode] = {
@@ -223,7 +234,8 @@ FOLLOW_NODE: Mapping[str, FollowNode] = {
     WORKQUEUE: follow_workqueue,
     POOL: follow_pool,
     FENCE: follow_fence,
+    RCU: follow_rcu,
     VIRTQUEUE: follow_virtqueue,
 }
 #: What plain wait queues and completions are known to be of.
-NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue,)
+NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_rcu)

@@ -11,7 +11,15 @@ from drgn.helpers.linux.sched import task_on_cpu
 
 from vmcore_tools.kernel.task import is_queued
 from vmcore_tools.kernel.wait_graph import Edge
-from vmcore_tools.kernel.wait_nodes import OBJECT, PENDING_IN, RUN_BY, WOKEN, WORKQUEUE, Node
+from vmcore_tools.kernel.wait_nodes import (
+    LEFT_TO,
+    OBJECT,
+    PENDING_IN,
+    RUN_BY,
+    WOKEN,
+    WORKQUEUE,
+    Node,
+)
 from vmcore_tools.kernel.waits import Wait
 from vmcore_tools.kernel.workqueue import (
     barrier_target,
@@ -141,7 +149,7 @@ def follow_pool(chains: WaitChains, node: Node) -> Iterator[Edge]:
     if pool_nr_running(pool) > 0:
         running = [worker for worker in busy if is_queued(worker.task)]
         for worker in running:
-            yield Edge(node.key, chains.task(worker.task), "leaves its works to")
+            yield Edge(node.key, chains.task(worker.task), LEFT_TO)
         if running:
             return
     if idle:

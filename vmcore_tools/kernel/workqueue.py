@@ -25,6 +25,7 @@ _WORKQUEUES_MAX = 1 << 20
 _WORKERS_MAX = 1 << 20
 _WORKS_MAX = 10_000_000
 
+_PF_WQ_WORKER = 0x20
 _NS_PER_SECOND = 1_000_000_000
 
 
@@ -168,6 +169,24 @@ def worker_is_idle(worker: Object) -> bool:
     :param worker: ``struct worker *``
     """
     return bool(worker.flags.value_() & worker.prog_.constant("WORKER_IDLE").value_())
+
+
+def worker_of(task: Object) -> Object:
+    """
+    The worker that a task is.
+
+    :param task: ``struct task_struct *``
+    :return: ``struct worker *``, NULL if it is none
+    :raises drgn.helpers.ValidationError: if a list of workers is damaged
+    """
+    prog = task.prog_
+    # include/linux/sched.h: PF_WQ_WORKER, a macro that has not changed since v2.6.36.
+    if task.flags.value_() & _PF_WQ_WORKER:
+        for pool in for_each_worker_pool(prog):
+            for worker in for_each_worker(pool):
+                if worker.task == task:
+                    return worker
+    return NULL(prog, "struct worker *")
 
 
 def for_each_idle_task(prog: Program) -> Iterator[Object]:

@@ -10,10 +10,17 @@ from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.sched import task_cpu
 
+from vmcore_tools.kernel.cpu_state import (
+    in_kernel,
+    interrupts_off,
+    pending_calls,
+    pending_stops,
+)
 from vmcore_tools.kernel.run_queue import (
     QueuedTask,
     RunQueue,
     current_ran_ns,
+    fair_server_runtime_ns,
     is_of_low_weight,
     is_realtime,
     need_resched,
@@ -21,8 +28,9 @@ from vmcore_tools.kernel.run_queue import (
     scheduling_policy,
     since_run_ns,
 )
+from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.kernel.wait_graph import Root
+from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_nodes import CPU
 from vmcore_tools.kernel.wait_works import held_up_workers, pool_cpu
 from vmcore_tools.kernel.workqueue import (
@@ -30,6 +38,7 @@ from vmcore_tools.kernel.workqueue import (
     for_each_worker_pool,
     pool_without_progress_ns,
     worker_is_idle,
+    worker_of,
 )
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.view import Cause, WaitView, maybe
@@ -88,6 +97,11 @@ class CpuMonopolised(Cause):
 
     def prepare(self) -> None:
         self._held = self._held_cpus()
+        for cpu, held in self._held.items():
+            # Who waits for the task that it runs waits behind the same cause.
+            key = f"task {held.queue.current.value_():#x}"
+            if key in self.view.chains.nodes and self.view.node(key).state == "running":
+                self.view.graph.add_edge(Edge(key, self.view.chains.cpu(cpu), "keeps"))
 
     def finding(self, root: Root) -> Optional[Finding]:
         node = self.view.chains.nodes[root.nodes[0]]
@@ -171,6 +185,7 @@ class CpuMonopolised(Cause):
         time = "for {held_ns}" if own else "as it seems for {waited_ns}"
         message = (
             "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
+            + ("with interrupts off " if interrupts_off(task) else "")
             + (time if certain else "for at most {at_most_ns}")
             + "; {victims} tasks wait for it"
         )
@@ -192,31 +207,28 @@ class CpuMonopolised(Cause):
             confidence = Confidence.LIKELY
             unread = ("tasks that ran on the CPU in that time and have ended or moved since",)
         kind = "real-time" if is_realtime(task) else "fair"
+        # A loop in the kernel is what it is, whoever waits for the CPU.
+        spins = bool(in_kernel(task))
+        keeper = [self.view.chains.add_task(task)] if spins else []
         return Finding(
             rule=CPU_MONOPOLISED,
             confidence=confidence,
             message=message + ".",
             subject=self.view.task_ref(task),
             evidence=tuple(evidence),
-            signature_key=("cpu-monopolised", kind, *self.view.callers(root.victims[:1])),
+            signature_key=(
+                *("cpu-monopolised", kind),
+                *self.view.callers(keeper or root.victims[:1]),
+            ),
             related=self.view.related(root),
-            stacks=self.view.stack_ids(root.victims),
+            stacks=self.view.stack_ids([*keeper, *root.victims], running=spins),
             unread=unread,
             graph=self.view.drawn(root),
         )
 
     def _kept(self, held: _Held) -> Iterator[Evidence]:
-        queue, task = held.queue, held.queue.current
-        yield Evidence("cpu", Kind.NUMBER, queue.cpu)
-        yield Evidence("comm", Kind.SENSITIVE, task_comm(task))
-        yield Evidence("pid", Kind.PID, int(task.pid.value_()))
-        yield Evidence("policy", Kind.TEXT, scheduling_policy(task))
-        yield Evidence("rt_priority", Kind.NUMBER, int(task.rt_priority.value_()))
-        yield Evidence("rt_throttling_off", Kind.TEXT, maybe(rt_throttling_off(self.view.prog)))
-        yield Evidence("need_resched", Kind.TEXT, maybe(need_resched(queue)))
+        yield from cpu_evidence(self.view, held.queue)
         yield Evidence("waited_ns", Kind.DURATION, maybe(held.at_least_ns))
-        yield Evidence("since_switch_ns", Kind.DURATION, maybe(queue.current_ns))
-        yield Evidence("queued", Kind.COUNT, len(queue.queued))
 
     def _not_run(self, root: Root, held: _Held) -> Finding:
         """The CPU does not get to its tasks, and who kept it is not known."""
@@ -247,6 +259,38 @@ class CpuMonopolised(Cause):
             unread=("which tasks the CPU ran in that time",),
             graph=self.view.drawn(root),
         )
+
+
+def cpu_evidence(view: WaitView, queue: RunQueue) -> Iterator[Evidence]:
+    """What a CPU runs, and what keeps it from other things."""
+    prog, task = view.prog, queue.current
+    yield Evidence("cpu", Kind.NUMBER, queue.cpu)
+    yield Evidence("comm", Kind.SENSITIVE, task_comm(task))
+    yield Evidence("pid", Kind.PID, int(task.pid.value_()))
+    yield Evidence("policy", Kind.TEXT, scheduling_policy(task))
+    yield Evidence("rt_priority", Kind.NUMBER, int(task.rt_priority.value_()))
+    yield Evidence("rt_throttling_off", Kind.TEXT, maybe(rt_throttling_off(prog)))
+    server_ns = fair_server_runtime_ns(queue)
+    if server_ns is not None:
+        yield Evidence("fair_server_ns", Kind.DURATION, server_ns)
+    yield Evidence("need_resched", Kind.TEXT, maybe(need_resched(queue)))
+    yield Evidence("since_switch_ns", Kind.DURATION, maybe(queue.current_ns))
+    yield Evidence("queued", Kind.COUNT, len(queue.queued))
+    yield Evidence("in_kernel", Kind.TEXT, maybe(in_kernel(task)))
+    yield Evidence("interrupts_off", Kind.TEXT, maybe(interrupts_off(task)))
+    try:
+        calls, stops = pending_calls(prog, queue.cpu), pending_stops(prog, queue.cpu)
+    except (FaultError, ValidationError) as error:
+        view.ctx.coverage.gap("call of another CPU", f"the list cannot be read: {error}")
+        return
+    if calls:
+        yield Evidence("pending_calls", Kind.TEXT, tuple(calls))
+    if stops:
+        yield Evidence("pending_stops", Kind.TEXT, tuple(stops))
+    worker = worker_of(task)
+    if worker and worker.current_work:
+        function = symbol_name(prog, worker.current_func.value_())
+        yield Evidence("work", Kind.TEXT, function or "of a function without a name")
 
 
 def _rightly_waiting(queue: RunQueue) -> Tuple[QueuedTask, ...]:

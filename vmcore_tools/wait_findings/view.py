@@ -319,14 +319,19 @@ class WaitView:
             ]
         return functions
 
-    def stack_ids(self, keys: Iterable[str]) -> Tuple[str, ...]:
-        """The different stacks of the first tasks."""
+    def stack_ids(self, keys: Iterable[str], *, running: bool = False) -> Tuple[str, ...]:
+        """
+        The different stacks of the first tasks.
+
+        :param running: also of tasks that are on a CPU
+        """
+        states = ("asleep", "running") if running else ("asleep",)
         ids: Dict[str, Stack] = {}
         for key in keys:
             node = self.chains.nodes[key]
             if len(ids) == _STACKS_SHOWN:
                 break
-            if node.kind == TASK and node.state == "asleep":
+            if node.kind == TASK and node.state in states:
                 stack = self.stack(node.object)
                 ids.setdefault(stack.id, stack)
         self._shown.update(ids)

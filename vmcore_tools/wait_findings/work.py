@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Iterator, Optional, Tuple
 
+from drgn.helpers.linux.sched import task_cpu
+
+from vmcore_tools.kernel.run_queue import since_run_ns
+from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.wait_graph import Root
-from vmcore_tools.kernel.wait_nodes import POOL, RUN_BY, Node
-from vmcore_tools.kernel.workqueue import pool_without_progress_ns
-from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
+from vmcore_tools.kernel.wait_nodes import LEFT_TO, POOL, RUN_BY, TASK, Node
+from vmcore_tools.kernel.workqueue import pool_without_progress_ns, worker_of
+from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity
 from vmcore_tools.wait_findings.view import Cause, maybe
 
 WORK_STUCK = Rule(
@@ -19,8 +23,10 @@ WORK_STUCK = Rule(
     remedy="Look at the worker's stack: what it waits for there keeps all of them waiting.",
     page="""\
 The work is being run by a worker that sleeps in a wait of which nobody is
-known to end it, or that runs on; or works are pending in a pool and none of its
-workers was woken.""",
+known to end it; or by one that runs on and on while the pool, which starts no
+other work as long as one of its workers runs, has works pending; or works are
+pending in a pool and none of its workers was woken. `stalled_ns` is how long
+the pool has started no work.""",
 )
 
 
@@ -33,9 +39,67 @@ class WorkStuck(Cause):
         node = self.view.chains.nodes[root.nodes[0]]
         if node.kind == POOL:
             return self._pool_stalled(root, node)
-        if any(edge.why == RUN_BY for edge in self.view.graph.edges_to(node.key)):
+        whys = {edge.why for edge in self.view.graph.edges_to(node.key)}
+        if RUN_BY in whys:
             return self._work_stuck(root, node)
+        if LEFT_TO in whys:
+            return self._runs_on(root, node)
         return None
+
+    def candidates(self) -> Iterator[Tuple[str, ...]]:
+        """Workers that can run, and lately did: they do not wait for their CPU."""
+        for key in list(self.view.graph.nodes):
+            node = self.view.chains.nodes[key]
+            if node.kind != TASK or node.state != "queued":
+                continue
+            whys = {edge.why for edge in self.view.graph.edges_to(key)}
+            if whys & {RUN_BY, LEFT_TO} and self._ran_lately(node):
+                yield (key,)
+
+    def _ran_lately(self, node: Node) -> bool:
+        queue = self.view.queues.get(task_cpu(node.object))
+        if queue is None:
+            return False
+        since_ns = since_run_ns(node.object, queue.rq, self.view.now_ns)
+        return since_ns is not None and since_ns < self.view.cpu_threshold_ns
+
+    def _runs_on(self, root: Root, node: Node) -> Optional[Finding]:
+        """A worker runs, and its pool leaves all works to it."""
+        edges = [edge for edge in self.view.graph.edges_to(node.key) if edge.why == LEFT_TO]
+        pool = self.view.chains.nodes[edges[0].source]
+        worker = worker_of(node.object)
+        stalled_ns = pool_without_progress_ns(pool.object)
+        if not worker or not worker.current_work:
+            return None
+        if stalled_ns is not None and stalled_ns < self.view.threshold_ns:
+            return None  # it gets on with its works
+        certain = stalled_ns is not None
+        function = symbol_name(self.view.prog, worker.current_func.value_())
+        ref = Ref("work", function or "", int(worker.current_work.value_()), name_kind=Kind.TEXT)
+        return Finding(
+            rule=WORK_STUCK,
+            confidence=Confidence.PROVEN if certain else Confidence.LIKELY,
+            message=(
+                "The work {work} has not ended"
+                + (" for {stalled_ns}" if certain else "")
+                + ": {comm} ({pid}), which runs it, {doing}, and the pool {pool} starts no other "
+                "work meanwhile; {victims} tasks wait for that, first of them {victim} "
+                "({victim_pid}) for {wait_ns}."
+            ),
+            subject=ref,
+            evidence=(
+                Evidence("work", Kind.TEXT, function or "of a function without a name"),
+                Evidence("pool", Kind.TEXT, self.view.name(pool)),
+                Evidence("stalled_ns", Kind.DURATION, maybe(stalled_ns)),
+                *self.view.culprit(node),
+                *self.view.victims(root),
+            ),
+            signature_key=("work-runs-on", function or "", *self.view.callers(root.victims[:1])),
+            related=(self.view.ref(node), *self.view.related(root)),
+            stacks=self.view.stack_ids([node.key, *root.victims], running=True),
+            unread=() if certain else ("when the pool last started a work",),
+            graph=self.view.drawn(root),
+        )
 
     def _pool_stalled(self, root: Root, node: Node) -> Finding:
         pool = node.object
@@ -80,7 +144,7 @@ class WorkStuck(Cause):
             ),
             signature_key=("work-stuck", *self.view.callers([node.key])),
             related=(self.view.ref(node), *self.view.related(root)),
-            stacks=self.view.stack_ids([node.key, *root.victims]),
+            stacks=self.view.stack_ids([node.key, *root.victims], running=True),
             unread=self.view.unread(edges),
             graph=self.view.drawn(root),
         )
