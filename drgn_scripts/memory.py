@@ -150,9 +150,13 @@ def _count_gaps(ctx: Context, usage: MemoryUsage, page_size: int) -> None:
     for use, reason in usage.not_found:
         ctx.coverage.gap(use.value, f"the pages were not found: {reason}")
     if all(use is not Use.VMALLOC for use, _ in usage.not_found):
-        unmapped = virtual_map(ctx.prog, page_size).unmapped_pages
-        if unmapped:
-            ctx.coverage.gap("page of a vmalloc area", "it was not found", count=unmapped)
+        areas = virtual_map(ctx.prog, page_size)
+        if areas.unmapped_pages:
+            ctx.coverage.gap(
+                "page of a vmalloc area", "it was not found", count=areas.unmapped_pages
+            )
+        if areas.broken is not None:
+            ctx.coverage.gap("list of vmalloc areas", f"it breaks off: {areas.broken}")
 
 
 def _rows(

@@ -128,6 +128,8 @@ def analyze(ctx: Context) -> Iterator[Any]:
     hits, read = scan(ctx.memory, pages, targets, ctx.progress)
     _count_gaps(ctx, index, read)
     virtual = virtual_map(ctx.prog, ctx.memory.page_map.page_size_bytes)
+    if virtual.broken is not None:
+        ctx.coverage.gap("list of vmalloc areas", f"it breaks off: {virtual.broken}")
     attribution = Attribution.of(ctx.prog, index, pages, virtual)
     found = attribution.references(targets, hits)
     in_registers, registers_unread = register_references(ctx.prog, targets)

@@ -46,6 +46,7 @@ from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
 from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import has_tracks, object_tracks
+from vmcore_tools.kernel.virtual_map import virtual_map
 from vmcore_tools.model import (
     Absent,
     Confidence,
@@ -205,6 +206,10 @@ def _count_gaps(ctx: Context, index: SlabIndex, found: Unreachable) -> Tuple[str
     for address, reason in found.freeing_unread:
         ctx.coverage.gap("objects that wait to be freed", reason, address)
         unread["lists of what waits to be freed"] = None
+    broken = virtual_map(ctx.prog, ctx.memory.page_map.page_size_bytes).broken
+    if broken is not None:
+        ctx.coverage.gap("list of vmalloc areas", f"it breaks off: {broken}")
+        unread["vmalloc areas that were not found"] = None
     if ctx.prog.flags & ProgramFlags.IS_LIVE:
         unread["what changed meanwhile"] = None
     return tuple(unread)

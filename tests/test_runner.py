@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, List, Tuple
 import numpy as np
 import pytest
 from drgn import FaultError
+from drgn.helpers import ValidationError
 
 from tests import fake_target
 from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
@@ -126,7 +127,6 @@ def test_gaps_make_it_partial_only_if_material() -> None:
     ("error", "reason"),
     [
         (ValueError("two\n lines"), "ValueError: two lines"),
-        (FaultError("could not read memory", 0x1000), "FaultError: could not read memory: 0x1000"),
         (AssertionError(), "AssertionError"),
     ],
 )
@@ -143,6 +143,31 @@ def test_an_exception_fails_one_analysis_only(error: Exception, reason: str) -> 
     assert len(failed.gaps) == 1
     assert following.status is Status.OK
     assert following.tables[0].total == 1
+    assert report.exit_code() == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            FaultError("could not read memory", 0x1000),
+            "what it needs cannot be read: could not read memory: 0x1000",
+        ),
+        (ValidationError("a list is broken"), "what it needs cannot be read: a list is broken"),
+    ],
+)
+def test_damage_that_an_analysis_cannot_go_on_from_is_a_gap(error: Exception, reason: str) -> None:
+    def analyze(ctx: Context) -> Iterator[Any]:
+        yield fence(stack=None)
+        raise error
+
+    report = fake_target.run_all(analysis(analyze), yields(fence(stack=None), name="next"))
+    broken, following = report.analyses
+    assert (broken.status, broken.reason) == (Status.PARTIAL, None)
+    assert broken.gaps == (Gap(runner.BROKE_OFF, reason, 1, True, ()),)
+    assert broken.tables[0].total == 1
+    assert following.status is Status.OK
+    assert not report.complete
     assert report.exit_code() == 3
 
 

@@ -20,6 +20,7 @@ from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.slub_tracks import Tracks, has_tracks, object_tracks
+from vmcore_tools.kernel.virtual_map import virtual_map
 from vmcore_tools.model import Confidence, Evidence, Kind, Stack
 
 U64 = npt.NDArray[np.uint64]
@@ -156,8 +157,12 @@ def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -
         )
     if result.pages_unread:
         ctx.coverage.gap("kernel page", "it is not in the dump", count=result.pages_unread)
-    for address, reason in kfree_rcu(ctx.prog, ctx.memory.page_map.page_size_bytes).unread:
+    page_size = ctx.memory.page_map.page_size_bytes
+    for address, reason in kfree_rcu(ctx.prog, page_size).unread:
         ctx.coverage.gap("list of kfree_rcu()", reason, address)
+    broken = virtual_map(ctx.prog, page_size).broken
+    if broken is not None:
+        ctx.coverage.gap("list of vmalloc areas", f"it breaks off: {broken}")
     impossible = int((result.verdict == Verdict.IMPOSSIBLE).sum())
     if impossible:
         ctx.coverage.gap("reference count", f"{what} cannot have such a one", count=impossible)

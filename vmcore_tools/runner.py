@@ -30,6 +30,9 @@ from typing import (
     Tuple,
 )
 
+from drgn import FaultError
+from drgn.helpers import ValidationError
+
 from vmcore_tools import __version__
 from vmcore_tools.analysis import (
     Analysis,
@@ -63,6 +66,9 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "vmcore_tools.analyses"
 
 INTERRUPTED = "interrupted"
+
+#: What the gap of an analysis that could not go on has not looked at.
+BROKE_OFF = "rest of the analysis"
 
 #: Names of modules that a reason lists.
 _NAMES_MAX = 5
@@ -203,6 +209,9 @@ def _run_one(
         status, reason = Status.FAILED, INTERRUPTED
     except NotApplicable as e:
         status, reason = Status.NOT_APPLICABLE, str(e)
+    except (FaultError, ValidationError) as e:
+        # What the analysis itself does not catch is what it cannot go on without.
+        context.coverage.gap(BROKE_OFF, f"what it needs cannot be read: {e}")
     except Exception as e:
         status, reason = Status.FAILED, _one_line(e)
     gaps = context.coverage.gaps()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from typing import List, Optional, Tuple
+from typing import Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +71,14 @@ class VirtualMap:
 
     :ivar areas: the vmalloc areas, by address
     :ivar unmapped_pages: pages of vmalloc areas whose frame is not known
+    :ivar broken: why the list of vmalloc areas is not whole, None if it is
     """
 
     def __init__(self, prog: Program, page_size_bytes: int) -> None:
         self._prog = prog
         self._page_size = page_size_bytes
         self.unmapped_pages = 0
+        self.broken: Optional[str] = None
         self._read_areas()
         self._area_starts = [area.start for area in self.areas]
         self._image = self._read_image()
@@ -143,9 +145,7 @@ class VirtualMap:
         pfns: List[npt.NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         addresses: List[npt.NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
         walked = 0
-        for number, vmap_area in enumerate(for_each_vmap_area(self._prog)):
-            if number >= _AREAS_MAX:
-                break
+        for vmap_area in self._vmap_areas():
             try:
                 area = vmap_area.vm.read_()
                 if not area or area.flags.value_() & _VM_IOREMAP:
@@ -176,6 +176,20 @@ class VirtualMap:
         order = np.argsort(joined, kind="stable")
         self._pfns = joined[order]
         self._addresses = np.concatenate(addresses)[order]
+
+    def _vmap_areas(self) -> Iterator[Object]:
+        """The kernel's list of areas, as far as it goes."""
+        seen: Set[int] = set()
+        try:
+            for vmap_area in for_each_vmap_area(self._prog):
+                address = vmap_area.value_()
+                if address in seen or len(seen) >= _AREAS_MAX:
+                    self.broken = f"it comes back to 0x{address:x}"
+                    return
+                seen.add(address)
+                yield vmap_area
+        except FaultError as error:
+            self.broken = str(error)
 
     def _pfns_of_pages(self, pages: Object, count: int) -> npt.NDArray[np.int64]:
         if not count:
