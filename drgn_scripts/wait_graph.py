@@ -37,13 +37,16 @@ from vmcore_tools.wait_findings.cpu import CpuMonopolised
 from vmcore_tools.wait_findings.deadlock import Deadlock
 from vmcore_tools.wait_findings.device import DeviceLate
 from vmcore_tools.wait_findings.lock import HolderAsleep
+from vmcore_tools.wait_findings.lost import LostWakeup
 from vmcore_tools.wait_findings.rcu import RcuStall
+from vmcore_tools.wait_findings.unknown import WakerUnknown
 from vmcore_tools.wait_findings.view import Cause, WaitView, maybe, of_live_target
 from vmcore_tools.wait_findings.work import WorkStuck
 
 #: The kinds of causes, the most telling first: the first that has a finding for one wins.
 CAUSES: Tuple[Type[Cause], ...] = (
     Deadlock,
+    LostWakeup,
     CpuMonopolised,
     RcuStall,
     WorkStuck,
@@ -102,9 +105,12 @@ class _Analyzer:
         """Of all causes, that behind which the most tasks wait first."""
         ends = [(key,) for key in self._view.graph.ends() if not self._is_task(key)]
         cycles = [nodes for cause in self._causes for nodes in cause.candidates()]
-        found = self._found([*cycles, *ends])
+        found = self._found(dict.fromkeys([*cycles, *ends]))
         explained = {key for root, _ in found for key in root.nodes}
         found += self._found(self._last_tasks(explained))
+        blamed = {key for root, _ in found for key in (*root.nodes, *root.victims)}
+        left = [key for key in self._view.graph.ends() if key not in blamed]
+        found += WakerUnknown(self._view).findings(left, blamed)
         return sorted(found, key=lambda item: item[0].sort_key)
 
     def _found(self, candidates: Iterable[Tuple[str, ...]]) -> List[Tuple[Root, Finding]]:
@@ -168,7 +174,7 @@ ANALYSIS = Analysis(
     name="wait-graph",
     analyze=analyze,
     tables=(WaitingTask,),
-    rules=tuple(rule for cause in CAUSES for rule in cause.rules),
+    rules=(*(rule for cause in CAUSES for rule in cause.rules), *WakerUnknown.rules),
     options=(
         Option(
             "threshold-seconds",

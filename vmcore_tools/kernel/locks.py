@@ -72,6 +72,15 @@ def mutex_holder(mutex: Object) -> Optional[Holder]:
     return Holder(owner, True) if owner else None
 
 
+def mutex_is_free(mutex: Object) -> bool:
+    """
+    Whether nobody has a mutex, nor is it handed over to a waiter.
+
+    :param mutex: ``struct mutex *``
+    """
+    return not mutex_owner(mutex) and not mutex.owner.counter.value_() & _MUTEX_FLAG_PICKUP
+
+
 def is_rwsem_with_waiters(sem: Object, tasks: Container[int]) -> bool:
     """
     Whether this is a read-write semaphore that somebody waits for.
@@ -217,3 +226,28 @@ def rt_mutex_holder(lock: Object, tasks: Container[int]) -> Optional[Holder]:
     if owner not in tasks:
         return None
     return Holder(Object(lock.prog_, "struct task_struct *", owner), True)
+
+
+def rt_mutex_is_free(lock: Object) -> bool:
+    """
+    Whether nobody has an rt_mutex.
+
+    :param lock: ``struct rt_mutex *`` or ``struct rt_mutex_base *``
+    """
+    return not lock.owner.value_() & ~_RT_MUTEX_HAS_WAITERS
+
+
+def rt_mutex_top_waiter(lock: Object) -> Optional[Object]:
+    """
+    The task that is to have an rt_mutex next.
+
+    :param lock: ``struct rt_mutex *`` or ``struct rt_mutex_base *``
+    :return: ``struct task_struct *``
+    """
+    node = lock.waiters.rb_leftmost.read_()
+    if not node:
+        return None
+    # "locking/rtmutex: Fix task->pi_waiters integrity" in v6.5 put the node into a structure.
+    type_ = lock.prog_.type("struct rt_mutex_waiter")
+    member = "tree_entry" if type_.has_member("tree_entry") else "tree.entry"
+    return container_of(node, type_, member).task.read_()

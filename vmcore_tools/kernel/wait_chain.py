@@ -22,6 +22,7 @@ from vmcore_tools.kernel.run_queue import RunQueue, is_throttled
 from vmcore_tools.kernel.task import is_queued
 from vmcore_tools.kernel.wait_fences import follow_fence, follow_fence_wait
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
+from vmcore_tools.kernel.wait_io import follow_io_wait, follow_page_wait
 from vmcore_tools.kernel.wait_locks import follow_lock, follow_lock_wait
 from vmcore_tools.kernel.wait_nodes import (
     CPU,
@@ -42,6 +43,7 @@ from vmcore_tools.kernel.wait_rcu import (
     follow_rcu_wait,
     follow_state_wait,
 )
+from vmcore_tools.kernel.wait_srcu import follow_srcu_wait
 from vmcore_tools.kernel.wait_virtqueues import (
     as_virtqueue,
     follow_virtqueue,
@@ -202,6 +204,15 @@ def _follow_object_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[
     yield Edge(node.key, chains.object(wait.kind, wait.object), "waits for", wait.proven)
 
 
+def _follow_cancelled_work(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
+    # Somebody else cancels it already, and waits until it has ended.
+    yield Edge(node.key, chains.work(wait.object), "waits for the cancelling of", wait.proven)
+
+
+def _follow_park(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
+    yield Edge(node.key, chains.task(wait.object), "waits for the parking of", wait.proven)
+
+
 def _follow_task_end(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
     yield Edge(node.key, chains.task(wait.object), "waits for the end of", wait.proven)
 
@@ -219,7 +230,14 @@ FOLLOW_WAIT: Mapping[str, FollowWait] = {
     "semaphore": follow_lock_wait,
     "flush_work": follow_flush_work,
     "flush_workqueue": follow_flush_workqueue,
+    "cancel_work": _follow_cancelled_work,
     "task end": _follow_task_end,
+    "park": _follow_park,
+    "srcu": follow_srcu_wait,
+    "bio": follow_io_wait,
+    "request": follow_io_wait,
+    "buffer": follow_io_wait,
+    "page": follow_page_wait,
     "dma_fence": follow_fence_wait,
     "virtqueue": follow_virtqueue_wait,
     "rcu": follow_rcu_wait,
@@ -234,8 +252,8 @@ FOLLOW_NODE: Mapping[str, FollowNode] = {
     WORKQUEUE: follow_workqueue,
     POOL: follow_pool,
     FENCE: follow_fence,
-    RCU: follow_rcu,
     VIRTQUEUE: follow_virtqueue,
+    RCU: follow_rcu,
 }
 #: What plain wait queues and completions are known to be of.
 NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_rcu)

@@ -36,6 +36,7 @@ class Node:
     :ivar wait: what a sleeping task waits for, None if that is not known
     :ivar state: of a task: ``running``, ``queued``, ``throttled`` (by its
         cgroup's CPU quota) or ``asleep``
+    :ivar label: what it is called, where no symbol says
     """
 
     key: str
@@ -44,6 +45,7 @@ class Node:
     name: str
     wait: Optional[Wait] = None
     state: str = ""
+    label: str = ""
 
     @property
     def cpu(self) -> int:

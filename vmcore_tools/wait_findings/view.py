@@ -280,8 +280,8 @@ class WaitView:
             return pool_name(node.object)
         if node.kind == WORKQUEUE:
             return node.name
-        symbol = symbol_name(self.prog, node.object.value_())
-        return f"{node.name} {symbol}" if symbol else node.name
+        called = node.label or symbol_name(self.prog, node.object.value_())
+        return f"{node.name} {called}" if called else node.name
 
     def ref(self, node: Node) -> Ref:
         if node.kind == TASK:
@@ -296,8 +296,8 @@ class WaitView:
         if node.kind == WORKQUEUE:
             name = node.object.name.string_().decode(errors="backslashreplace")
             return Ref("workqueue", name, address)
-        symbol = symbol_name(self.prog, address)
-        return Ref(node.name, symbol or "", address, name_kind=Kind.TEXT)
+        called = node.label or symbol_name(self.prog, address) or ""
+        return Ref(node.name, called, address)
 
     def task_ref(self, task: Object) -> Ref:
         pid = int(task.pid.value_())
@@ -339,8 +339,13 @@ class WaitView:
 
     # The graph of a finding, and the table.
 
-    def drawn(self, root: Root) -> Graph:
-        """The nodes around a cause, the nearest first."""
+    def drawn(self, root: Root, only: Optional[Iterable[str]] = None) -> Graph:
+        """
+        The nodes around a cause, the nearest first.
+
+        :param only: no other tasks than these and the cause itself
+        """
+        wanted = None if only is None else set(only)
         order: Dict[str, str] = {}
         queue: Deque[str] = collections.deque(root.nodes)
         seen = set(root.nodes)
@@ -348,6 +353,9 @@ class WaitView:
             key = queue.popleft()
             order[key] = f"n{len(order) + 1}"
             for edge in self.graph.edges_to(key):
+                is_task = self.chains.nodes[edge.source].kind == TASK
+                if wanted is not None and is_task and edge.source not in wanted:
+                    continue
                 if edge.source not in seen:
                     seen.add(edge.source)
                     queue.append(edge.source)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an address lies in: a slab object, a variable, or a task's stack; and who points there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+from drgn import FaultError, Object, Program, StackTrace, Type
+from drgn.helpers.common.type import member_at_offset
+
+from vmcore_tools.dump.memory import Memory
+from vmcore_tools.kernel.object_types import Certainty, object_types
+from vmcore_tools.kernel.page import page_index
+from vmcore_tools.kernel.references import (
+    Attribution,
+    Reference,
+    Targets,
+    kernel_runs,
+    register_references,
+    scan,
+)
+from vmcore_tools.kernel.slab import ObjectState, slab_index
+from vmcore_tools.kernel.stack_frames import frames_of, functions_at
+from vmcore_tools.kernel.task import stack_range
+from vmcore_tools.kernel.virtual_map import virtual_map
+
+#: What an address stands for that is in nothing known: a word.
+_WORD_BYTES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """
+    What an address lies in.
+
+    :ivar place: ``slab object``, ``variable``, ``stack`` or ``memory``
+    :ivar name: of the cache, the variable, or the function in whose frame it is
+    :ivar start: where that begins; of a stack and of memory, the address itself
+    :ivar size_bytes: of the object; of a variable, its symbol's
+    :ivar offset: of the address in it
+    :ivar type_name: ``struct foo``, None if it is not known
+    :ivar field: the member at the offset, None if it is not known
+    :ivar task: ``struct task_struct *`` whose stack it is
+    :ivar freed: whether the slab object is free
+    """
+
+    place: str
+    name: str
+    start: int
+    size_bytes: int
+    offset: int = 0
+    type_name: Optional[str] = None
+    field: Optional[str] = None
+    task: Optional[Object] = None
+    freed: bool = False
+
+
+class Containers:
+    """
+    Finds containers.
+
+    :param tasks: by address: ``struct task_struct *``
+    :param trace: unwinds a task's stack; None if that fails
+    """
+
+    def __init__(
+        self,
+        prog: Program,
+        memory: Memory,
+        tasks: Iterable[Object],
+        trace: Callable[[Object], Optional[StackTrace]],
+    ) -> None:
+        self._prog = prog
+        self._memory = memory
+        self._trace = trace
+        self._stack_bytes = int(prog["THREAD_SIZE"].value_())
+        self._stacks: Dict[int, Object] = {}
+        for task in tasks:
+            try:
+                self._stacks[stack_range(task)[0]] = task
+            except FaultError:
+                continue
+
+    def of(self, address: int, size_bytes: int = _WORD_BYTES) -> Container:
+        """
+        What a kernel address lies in.
+
+        :param size_bytes: of what is at the address
+        """
+        task = self._stacks.get(address // self._stack_bytes * self._stack_bytes)
+        if task is not None:
+            names = functions_at(frames_of(self._trace(task)), address)
+            return Container("stack", "/".join(names), address, size_bytes, task=task)
+        try:
+            symbol = self._prog.symbol(address)
+        except LookupError:
+            symbol = None
+        if symbol is not None:
+            return self._variable(symbol.name, symbol.address, symbol.size, address)
+        return self._slab_object(address) or Container("memory", "", address, size_bytes)
+
+    def _variable(self, name: str, start: int, size_bytes: int, address: int) -> Container:
+        try:
+            type_: Optional[Type] = self._prog.variable(name).type_
+        except LookupError:
+            type_ = None
+        offset = address - start
+        return Container(
+            "variable", name, start, size_bytes, offset, *_named(type_, offset if offset else None)
+        )
+
+    def _slab_object(self, address: int) -> Optional[Container]:
+        index = slab_index(self._prog, self._memory)
+        one = np.array([address], dtype=np.uint64)
+        row = int(index.find(one)[0])
+        if row < 0:
+            return None
+        number = int(index.cache[row])
+        cache = index.caches[number]
+        first = int(index.address[row]) + cache.red_left_pad_bytes
+        start = first + (address - first) // cache.size_bytes * cache.size_bytes
+        offset = address - start
+        if offset >= cache.object_size_bytes:
+            return None  # a red zone
+        types = object_types(index)
+        type_ = types.cache_types.get(number)
+        name: Optional[str] = None
+        known = types.types[int(types.of(np.array([start], dtype=np.uint64))[0])]
+        if type_ is None and known.certainty >= Certainty.SUSPECTED:
+            name = known.name if known.certainty > Certainty.SUSPECTED else f"maybe {known.name}"
+            if known.certainty > Certainty.SUSPECTED:
+                type_ = _struct(self._prog, known.name)
+        field = None
+        if type_ is not None:
+            name, field = _named(type_, offset)
+        freed = int(index.object_states(one)[0]) == ObjectState.FREE
+        return Container(
+            "slab object", cache.name, start, cache.object_size_bytes, offset, name, field,
+            freed=freed,
+        )  # fmt: skip
+
+
+def _struct(prog: Program, name: str) -> Optional[Type]:
+    try:
+        return prog.type(name)
+    except (LookupError, SyntaxError):
+        return None
+
+
+def _named(type_: Optional[Type], offset: Optional[int]) -> Tuple[Optional[str], Optional[str]]:
+    """The name of a type, and the member at an offset."""
+    if type_ is None:
+        return None, None
+    field = None
+    if offset is not None:
+        try:
+            field = member_at_offset(type_, offset).partition(" or ")[0]
+        except ValueError:
+            field = None
+    return type_.type_name(), field
+
+
+def pointers_to(
+    prog: Program, memory: Memory, ranges: Sequence[Tuple[int, int]], pages_max: int
+) -> Optional[List[Reference]]:
+    """
+    Who points into some ranges of memory, of all kernel memory.
+
+    :param ranges: start and end of each, sorted; they do not overlap
+    :param pages_max: read no more pages than that
+    :return: without those that are known to be no references; the positions in *ranges*
+        are their targets; None if there is too much memory
+    :raises FaultError: if the list of tasks cannot be read
+    """
+    pages = page_index(prog, memory)
+    runs = kernel_runs(memory, pages)
+    if int((runs[:, 1] - runs[:, 0]).sum()) > pages_max:
+        return None
+    edges = np.array(ranges, dtype=np.uint64).reshape(-1, 2)
+    targets = Targets(edges[:, 0].copy(), edges[:, 1].copy())
+    hits, _ = scan(memory, pages, targets, _no_progress)
+    index = slab_index(prog, memory)
+    virtual = virtual_map(prog, memory.page_map.page_size_bytes)
+    found = Attribution.of(prog, index, pages, virtual).references(targets, hits)
+    found += register_references(prog, targets)[0]
+    return [reference for reference in found if reference.non_reference is None]
+
+
+def _no_progress(items: Iterable[Any], what: str, total: Optional[int]) -> Iterable[Any]:
+    return items

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Waits of which nothing in the kernel says who would end them (VT318)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
+
+from drgn import FaultError, Object, sizeof
+
+from vmcore_tools.kernel.containers import Container, Containers, pointers_to
+from vmcore_tools.kernel.references import Place, Reference
+from vmcore_tools.kernel.task import is_killable, task_comm
+from vmcore_tools.kernel.wait_graph import Edge, Root
+from vmcore_tools.kernel.wait_nodes import CPU, OBJECT, POOL, TASK, Node
+from vmcore_tools.model import (
+    Absent,
+    Confidence,
+    Evidence,
+    Finding,
+    Kind,
+    Maybe,
+    Rule,
+    Severity,
+)
+from vmcore_tools.wait_findings.view import WaitView
+
+WAKER_UNKNOWN = Rule(
+    id="VT318",
+    slug="waker-unknown",
+    severity=Severity.WARNING,
+    summary="Tasks have waited too long for something that nobody is known to end.",
+    remedy=(
+        "Find the code that completes or wakes it, in what it is part of or what points to it, "
+        "and look what keeps that from being run."
+    ),
+    page="""\
+The chains of waits end there: it is a completion, a wait queue, a bit or a lock
+of which the kernel does not keep who is to end the wait, and nobody behind it is
+to blame for something else. That the tasks wait for it is certain; that it is
+the cause is `likely`.
+
+`part_of` is what it lies in: a variable, a slab object with its type and field
+where these are known, or the frame of a function on a task's stack.
+`pointed_at_by` are places in kernel memory that point into that, without the
+stacks of those who wait; they were looked for if there is no more than 1 GiB of
+such memory (else: `run references ADDRESS`). Sleeps that a timer ends and those
+that a fatal signal ends are no such findings.""",
+)
+
+#: Objects whose container and pointers are looked for, those with the most victims first.
+_OBJECTS_LOOKED_AT = 16
+_POINTERS_SHOWN = 10
+#: 1 GiB of 4 KiB pages: some seconds.
+_PAGES_SCANNED_MAX = 1 << 18
+#: These end by themselves.
+_ENDED_BY_TIME = ("timer", "CPU quota of the cgroup")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """
+    Where chains of waits end.
+
+    :ivar nodes: its own key, and those of what is in the same object
+    """
+
+    nodes: Tuple[str, ...]
+    victims: Tuple[str, ...]
+    container: Optional[Container] = None
+
+    @property
+    def key(self) -> str:
+        return self.nodes[0]
+
+
+class WakerUnknown:
+    """Makes the findings of what no cause explains."""
+
+    rules = (WAKER_UNKNOWN,)
+
+    def __init__(self, view: WaitView) -> None:
+        self._view = view
+
+    def findings(self, ends: Iterable[str], blamed: Set[str]) -> Iterator[Tuple[Root, Finding]]:
+        """
+        :param ends: nodes that wait for nothing
+        :param blamed: tasks that other findings explain
+        """
+        leaves = [leaf for leaf in (self._leaf(key, blamed) for key in ends) if leaf is not None]
+        leaves.sort(key=lambda leaf: (-len(leaf.victims), leaf.key))
+        looked_at = self._together(self._in_containers(leaves[:_OBJECTS_LOOKED_AT]))
+        pointers = self._pointers(looked_at)
+        for number, leaf in enumerate([*looked_at, *leaves[_OBJECTS_LOOKED_AT:]]):
+            wait_ns = sum(self._view.waits[key] for key in leaf.victims)
+            root = Root((self._top(leaf),), leaf.victims, wait_ns, len(leaf.victims))
+            yield root, self._finding(root, leaf, pointers.get(number))
+
+    def _leaf(self, key: str, blamed: Set[str]) -> Optional[_Leaf]:
+        node = self._view.chains.nodes[key]
+        if node.kind in (CPU, POOL) or node.name in _ENDED_BY_TIME:
+            return None
+        behind = self._view.graph.waiting_for([key]) - {key}
+        victims = [k for k in self._view.asleep if k in behind and k not in blamed]
+        lasting = (k for k in victims if not is_killable(self._view.chains.nodes[k].object))
+        if self._view.longest_ns(lasting) < self._view.threshold_ns:
+            return None
+        return _Leaf((key,), tuple(victims))
+
+    # What it is part of.
+
+    def _in_containers(self, leaves: List[_Leaf]) -> List[_Leaf]:
+        view = self._view
+        containers = Containers(view.prog, view.ctx.memory, view.tasks, view.trace)
+        found = []
+        for leaf in leaves:
+            node = view.chains.nodes[leaf.key]
+            if node.kind != TASK:
+                try:
+                    size = sizeof(node.object.type_.type)
+                except TypeError:
+                    size = 8  # of void
+                container = containers.of(node.object.value_(), size)
+                leaf = dataclasses.replace(leaf, container=container)
+            found.append(leaf)
+        return found
+
+    def _together(self, leaves: List[_Leaf]) -> List[_Leaf]:
+        """Those in one slab object make one."""
+        joined: Dict[object, _Leaf] = {}
+        for leaf in leaves:
+            inside = leaf.container is not None and leaf.container.place == "slab object"
+            key = leaf.container.start if inside and leaf.container else leaf.key
+            before = joined.get(key)
+            if before is not None:
+                nodes, known = (*before.nodes, *leaf.nodes), set(before.victims) | set(leaf.victims)
+                victims = tuple(k for k in self._view.asleep if k in known)
+                leaf = dataclasses.replace(before, nodes=nodes, victims=victims)
+            joined[key] = leaf
+        return list(joined.values())
+
+    def _top(self, leaf: _Leaf) -> str:
+        """The node of the slab object around it, or its own."""
+        container = leaf.container
+        if container is None or container.place != "slab object" or not container.offset:
+            return leaf.key
+        chains = self._view.chains
+        node = chains.nodes[leaf.key]
+        address = Object(node.object.prog_, "void *", value=container.start)
+        name = container.type_name or "slab object"
+        label = "" if container.type_name else f"of {container.name}"
+        top = chains.add(Node(f"object {container.start:#x}", OBJECT, address, name, label=label))
+        for key in leaf.nodes:
+            chains.graph.add_edge(Edge(key, top, "is part of"))
+        return top
+
+    # Who points there.
+
+    def _pointers(self, leaves: List[_Leaf]) -> Dict[int, Optional[List[Reference]]]:
+        """By position; None where they were not looked for."""
+        ranges = sorted(
+            (leaf.container.start, leaf.container.start + leaf.container.size_bytes, number)
+            for number, leaf in enumerate(leaves)
+            if leaf.container is not None and leaf.container.size_bytes
+        )
+        apart = [ranges[i] for i in range(len(ranges)) if not i or ranges[i - 1][1] <= ranges[i][0]]
+        if not apart:
+            return {}
+        view = self._view
+        try:
+            edges = [(start, end) for start, end, _ in apart]
+            found = pointers_to(view.prog, view.ctx.memory, edges, _PAGES_SCANNED_MAX)
+        except FaultError as error:
+            view.ctx.coverage.gap("reference", f"they cannot be looked for: {error}")
+            return {}
+        if found is None:
+            return {}
+        by_leaf: Dict[int, Optional[List[Reference]]] = {number: [] for _, _, number in apart}
+        for reference in found:
+            of_leaf = by_leaf[apart[reference.target][2]]
+            assert of_leaf is not None
+            of_leaf.append(reference)
+        return by_leaf
+
+    def _pointed_at_by(
+        self, leaf: _Leaf, pointers: Optional[List[Reference]]
+    ) -> Maybe[Tuple[str, ...]]:
+        if pointers is None:
+            return Absent("they were not looked for")
+        waiting = {task.stack.value_() for task in self._waiters(leaf)}
+        places: Dict[str, None] = {}
+        for reference in pointers:
+            own = leaf.container is not None and reference.container == leaf.container.start
+            if reference.place is Place.TASK_STACK and reference.container in waiting:
+                continue
+            if own or reference.place is Place.PAGE_STRUCT or _is_symbol_table(reference):
+                continue
+            places[_place(reference)] = None
+        return tuple(list(places)[:_POINTERS_SHOWN])
+
+    def _waiters(self, leaf: _Leaf) -> Iterator[Object]:
+        """The tasks that wait for it themselves."""
+        for key in leaf.nodes:
+            for edge in self._view.graph.edges_to(key):
+                node = self._view.chains.nodes[edge.source]
+                if node.kind == TASK:
+                    yield node.object
+
+    # The finding.
+
+    def _finding(self, root: Root, leaf: _Leaf, pointers: Optional[List[Reference]]) -> Finding:
+        view = self._view
+        node = view.chains.nodes[leaf.key]
+        if node.kind == TASK:
+            return self._does_not_end(root, node)
+        container = leaf.container
+        message = "{victims} tasks wait for the {object} at {address}"
+        evidence = [
+            Evidence("object", Kind.UNTRUSTED, *view.names([leaf.key])),
+            Evidence("address", Kind.ADDRESS, int(node.object.value_())),
+        ]
+        if container is not None and container.place != "memory":
+            evidence += _of_container(container)
+            evidence.append(
+                Evidence("pointed_at_by", Kind.UNTRUSTED, self._pointed_at_by(leaf, pointers))
+            )
+            if container.offset or container.place == "stack":
+                message += ", in {part_of}"
+        message += (
+            ", and nothing says who would end that; first of them {victim} ({victim_pid}) for "
+            "{wait_ns}."
+        )
+        return Finding(
+            rule=WAKER_UNKNOWN,
+            confidence=Confidence.LIKELY,
+            message=message,
+            subject=view.ref(node),
+            evidence=(*evidence, *view.victims(root)),
+            signature_key=("waker-unknown", node.name, *view.callers(root.victims[:1])),
+            related=view.related(root),
+            stacks=view.stack_ids(root.victims),
+            unread=("who would end the wait: no structure of the kernel says",),
+            graph=view.drawn(root, only=root.victims),
+        )
+
+    def _does_not_end(self, root: Root, node: Node) -> Finding:
+        view = self._view
+        return Finding(
+            rule=WAKER_UNKNOWN,
+            confidence=Confidence.LIKELY,
+            message=(
+                "{comm} ({pid}) {doing} and does not end; {victims} tasks wait for that, first of "
+                "them {victim} ({victim_pid}) for {wait_ns}."
+            ),
+            subject=view.ref(node),
+            evidence=(*view.culprit(node), *view.victims(root)),
+            signature_key=("does-not-end", *view.callers([node.key])),
+            related=view.related(root),
+            stacks=view.stack_ids([node.key, *root.victims], running=True),
+            unread=("what would make it end",),
+            graph=view.drawn(root, only=root.victims),
+        )
+
+
+def _of_container(container: Container) -> List[Evidence]:
+    evidence = [
+        Evidence("part_of", Kind.UNTRUSTED, _part_of(container)),
+        Evidence("container", Kind.ADDRESS, container.start),
+        Evidence("offset", Kind.NUMBER, container.offset),
+    ]
+    if container.task is not None:
+        evidence.append(Evidence("stack_of", Kind.SENSITIVE, task_comm(container.task)))
+        evidence.append(Evidence("stack_of_pid", Kind.PID, int(container.task.pid.value_())))
+    if container.freed:
+        evidence.append(Evidence("freed", Kind.TEXT, True))
+    return evidence
+
+
+def _part_of(container: Container) -> str:
+    if container.place == "stack":
+        return f"the frame of {container.name}" if container.name else "a stack"
+    if container.place == "variable":
+        field = f".{container.field}" if container.field else ""
+        return f"{container.name}{field}"
+    kind = container.type_name or "an object"
+    field = f" ({container.field})" if container.field else ""
+    freed = "freed " if container.freed else ""
+    return f"{freed}{kind} of {container.name} at +{container.offset:#x}{field}"
+
+
+def _is_symbol_table(reference: Reference) -> bool:
+    """Whether it is what the kernel keeps of a module's symbols."""
+    return reference.place is Place.VMALLOC and reference.holder.endswith(" load_module")
+
+
+def _place(reference: Reference) -> str:
+    if reference.place in (Place.TASK_STACK, Place.REGISTER):
+        # The holder is a task's name.
+        return f"{reference.place.value} at {reference.address:#x}"
+    return f"{reference.place.value} {reference.holder} +{reference.offset:#x}"
