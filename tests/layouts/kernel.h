@@ -166,6 +166,9 @@ struct task_struct {
 	struct completion *vfork_done;
 	int *set_child_tid;
 	unsigned int flags;
+#ifdef PREEMPT_RCU
+	struct list_head rcu_node_entry;
+#endif
 	struct thread_struct thread;
 };
 

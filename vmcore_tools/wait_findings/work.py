@@ -29,6 +29,8 @@ pending in a pool and none of its workers was woken. `stalled_ns` is how long
 the pool has started no work.""",
 )
 
+_NO_NAME = "of a function without a name"
+
 
 class WorkStuck(Cause):
     rules = (WORK_STUCK,)
@@ -67,15 +69,13 @@ class WorkStuck(Cause):
         """A worker runs, and its pool leaves all works to it."""
         edges = [edge for edge in self.view.graph.edges_to(node.key) if edge.why == LEFT_TO]
         pool = self.view.chains.nodes[edges[0].source]
-        worker = worker_of(node.object)
         stalled_ns = pool_without_progress_ns(pool.object)
-        if not worker or not worker.current_work:
+        work, subject = self._work_of(node)
+        if subject is None:
             return None
         if stalled_ns is not None and stalled_ns < self.view.threshold_ns:
             return None  # it gets on with its works
         certain = stalled_ns is not None
-        function = symbol_name(self.view.prog, worker.current_func.value_())
-        ref = Ref("work", function or "", int(worker.current_work.value_()), name_kind=Kind.TEXT)
         return Finding(
             rule=WORK_STUCK,
             confidence=Confidence.PROVEN if certain else Confidence.LIKELY,
@@ -86,15 +86,15 @@ class WorkStuck(Cause):
                 "work meanwhile; {victims} tasks wait for that, first of them {victim} "
                 "({victim_pid}) for {wait_ns}."
             ),
-            subject=ref,
+            subject=subject,
             evidence=(
-                Evidence("work", Kind.TEXT, function or "of a function without a name"),
+                Evidence("work", Kind.TEXT, work),
                 Evidence("pool", Kind.TEXT, self.view.name(pool)),
                 Evidence("stalled_ns", Kind.DURATION, maybe(stalled_ns)),
                 *self.view.culprit(node),
                 *self.view.victims(root),
             ),
-            signature_key=("work-runs-on", function or "", *self.view.callers(root.victims[:1])),
+            signature_key=("work-runs-on", work, *self.view.callers(root.victims[:1])),
             related=(self.view.ref(node), *self.view.related(root)),
             stacks=self.view.stack_ids([node.key, *root.victims], running=True),
             unread=() if certain else ("when the pool last started a work",),
@@ -128,7 +128,11 @@ class WorkStuck(Cause):
 
     def _work_stuck(self, root: Root, node: Node) -> Finding:
         edges = self.view.graph.edges_to(node.key)
-        work = next(edge.source for edge in edges if edge.why == RUN_BY)
+        name, subject = self._work_of(node)
+        if subject is None:
+            work = next(edge.source for edge in edges if edge.why == RUN_BY)
+            name = self.view.name(self.view.chains.nodes[work])
+            subject = self.view.ref(self.view.chains.nodes[work])
         return Finding(
             rule=WORK_STUCK,
             confidence=self.view.confidence(edges),
@@ -136,9 +140,9 @@ class WorkStuck(Cause):
                 "The work {work} has not ended: {comm} ({pid}), which runs it, {doing}; {victims} "
                 "tasks wait for it, first of them {victim} ({victim_pid}) for {wait_ns}."
             ),
-            subject=self.view.ref(self.view.chains.nodes[work]),
+            subject=subject,
             evidence=(
-                Evidence("work", Kind.TEXT, self.view.name(self.view.chains.nodes[work])),
+                Evidence("work", Kind.TEXT, name),
                 *self.view.culprit(node),
                 *self.view.victims(root),
             ),
@@ -148,3 +152,12 @@ class WorkStuck(Cause):
             unread=self.view.unread(edges),
             graph=self.view.drawn(root),
         )
+
+    @staticmethod
+    def _work_of(node: Node) -> Tuple[str, Optional[Ref]]:
+        """What the worker runs that a task is."""
+        worker = worker_of(node.object)
+        if not worker or not worker.current_work:
+            return "", None
+        name = symbol_name(node.object.prog_, worker.current_func.value_()) or _NO_NAME
+        return name, Ref("work", name, int(worker.current_work.value_()), name_kind=Kind.TEXT)
