@@ -35,6 +35,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.dma_buf_findings",
             "vmcore_tools.dump",
             "vmcore_tools.frames",
+            "vmcore_tools.gem_findings",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
             "vmcore_tools.wait_findings",
@@ -53,6 +54,15 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
         "vmcore_tools.dma_buf_findings",
         {
             "vmcore_tools.analysis",
+            "vmcore_tools.kernel",
+            "vmcore_tools.model",
+        },
+    ),
+    (
+        "vmcore_tools.gem_findings",
+        {
+            "vmcore_tools.analysis",
+            "vmcore_tools.audit_findings",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
         },

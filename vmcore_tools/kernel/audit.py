@@ -141,6 +141,15 @@ class Stale:
     cache: Counts
     kinds: Tuple[Tuple[str, ...], ...]
 
+    def chosen(self, wanted: Bools) -> Stale:
+        """
+        Some of them.
+
+        :param wanted: bool array of shape (k,)
+        """
+        kinds = tuple(kinds for kinds, want in zip(self.kinds, wanted.tolist()) if want)
+        return Stale(self.address[wanted], self.cache[wanted], kinds)
+
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
@@ -253,7 +262,7 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
     if changing:
         # What was allocated since the slabs were read is free there.
         unknown_held = np.union1d(unknown_held, stale.address)
-        stale = _chosen(stale, np.zeros(len(stale.address), dtype=bool))
+        stale = stale.chosen(np.zeros(len(stale.address), dtype=bool))
     found = _look_for_pointers(index, objects, (left > 0) | (excess > 0), stale, holders, progress)
     verdict[(left > 0) & ~described.driver_known & ~described.at_rest] = Verdict.LIKELY_LEAKED
     for i, pointers in found.to_object.items():
@@ -271,7 +280,7 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
         excess,
         verdict,
         found.to_object,
-        _chosen(stale, ~np.array(in_use, dtype=bool)),
+        stale.chosen(~np.array(in_use, dtype=bool)),
         unknown_held,
         found.pages_unread,
         found.registers_unread,
@@ -318,11 +327,6 @@ def _places(references: Sequence[Reference]) -> Set[Tuple[Any, ...]]:
 
 def _with_tasks(pointers: Sequence[Reference]) -> int:
     return sum(pointer.place in (Place.TASK_STACK, Place.REGISTER) for pointer in pointers)
-
-
-def _chosen(stale: Stale, wanted: Bools) -> Stale:
-    kinds = tuple(kinds for kinds, want in zip(stale.kinds, wanted.tolist()) if want)
-    return Stale(stale.address[wanted], stale.cache[wanted], kinds)
 
 
 def _held_elsewhere(
