@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 from drgn import Architecture, FaultError, Platform, Program, ProgramFlags
+from drgn.helpers import ValidationError
 
 from vmcore_tools import debug_info, preflight
 from vmcore_tools.debug_info import DebugInfo
@@ -78,9 +79,12 @@ def open_core(
     :raises TargetError: if it cannot be looked at
     """
     page_map = read_page_map(path)
-    with debug_info.drgn_log():
-        prog = set_core_dump(path, _read_vmcoreinfo(vmcoreinfo))
-    found = debug_info.load(prog, symbols, kernel_directories, debug_directories)
+
+    def program() -> Program:
+        with debug_info.drgn_log():
+            return set_core_dump(path, _read_vmcoreinfo(vmcoreinfo))
+
+    prog, found = _loaded(program, symbols, kernel_directories, debug_directories)
     return _target(prog, page_map, found, _plain_file(path, page_map))
 
 
@@ -95,7 +99,17 @@ def open_live(
 
     :raises TargetError: if it cannot be looked at
     """
-    prog = Program(vmcoreinfo=_read_vmcoreinfo(vmcoreinfo))
+    prog, found = _loaded(
+        lambda: _set_kernel(_read_vmcoreinfo(vmcoreinfo)),
+        symbols,
+        kernel_directories,
+        debug_directories,
+    )
+    return _target(prog, _page_map_of_live(prog), found)
+
+
+def _set_kernel(note: Optional[bytes]) -> Program:
+    prog = Program(vmcoreinfo=note)
     try:
         prog.set_kernel()
     except PermissionError:
@@ -110,8 +124,7 @@ def open_live(
             f"cannot read the live kernel: {printable(str(error))}; make a dump of the"
             " machine and open it with -c"
         ) from error
-    found = debug_info.load(prog, symbols, kernel_directories, debug_directories)
-    return _target(prog, _page_map_of_live(prog), found)
+    return prog
 
 
 def open_qemu(
@@ -127,8 +140,18 @@ def open_qemu(
     :param address: path of a Unix socket, or host:port
     :raises TargetError: if it cannot be looked at
     """
+    prog, found = _loaded(
+        lambda: _set_qemu(address, _read_vmcoreinfo(vmcoreinfo)),
+        symbols,
+        kernel_directories,
+        debug_directories,
+    )
+    return _target(prog, _page_map_of_live(prog), found)
+
+
+def _set_qemu(address: str, note: Optional[bytes]) -> Program:
     name = printable(address)
-    prog = Program(vmcoreinfo=_read_vmcoreinfo(vmcoreinfo))
+    prog = Program(vmcoreinfo=note)
     try:
         prog.set_qemu_qmp(address)
     except FileNotFoundError:
@@ -149,8 +172,27 @@ def open_qemu(
             " vmcoreinfo and load qemu_fw_cfg in the guest, or give the guest's VMCOREINFO"
             " with --vmcoreinfo"
         )
-    found = debug_info.load(prog, symbols, kernel_directories, debug_directories)
-    return _target(prog, _page_map_of_live(prog), found)
+    return prog
+
+
+def _loaded(
+    program: Callable[[], Program],
+    symbols: Sequence[PathLike],
+    kernel_directories: Sequence[PathLike],
+    debug_directories: Sequence[PathLike],
+) -> Tuple[Program, DebugInfo]:
+    """
+    A program with debug info.
+
+    :param program: makes one without
+    """
+    where = symbols, kernel_directories, debug_directories
+    prog = program()
+    try:
+        return prog, debug_info.load(prog, *where)
+    except debug_info.CompressedModules as error:
+        prog = program()
+        return prog, debug_info.load(prog, *where, error.instead)
 
 
 def from_program(prog: Program) -> Target:
@@ -299,7 +341,7 @@ def _page_map_of_live(prog: Program) -> PageMap:
         ranges = [
             (start // page_size_bytes, end // page_size_bytes) for start, end in system_ram(prog)
         ]
-    except (FaultError, LookupError) as error:
+    except (FaultError, LookupError, ValidationError) as error:
         raise TargetError(
             f"the kernel's list of System RAM cannot be read: {printable(str(error))}; make a"
             " dump of the machine and open it with -c"

@@ -32,6 +32,8 @@ from vmcore_tools.kernel.virtual_map import virtual_map
 Pfns = npt.NDArray[np.int64]
 
 #: Page frames that are looked at at a time.
+#: No stack, module or unit of per-CPU memory is larger.
+_RANGE_BYTES_MAX = 1 << 32
 _CHUNK_PAGES = 1 << 20
 _MODULES_MAX = 10_000
 #: Pages of a block that are taken as contiguous if its ends are.
@@ -127,7 +129,12 @@ def memory_usage(prog: Program, memory: Memory) -> MemoryUsage:
     owners, not_found = _owners(prog, page_size)
     counts = dict.fromkeys(Use, 0)
     managed = 0
-    for pfns in _ram(prog, page_size):
+    ranges = [(-(-start // page_size), end // page_size) for start, end in system_ram(prog)]
+    for first, last in ranges:
+        # A damaged range can be as large as a number can be.
+        counts[Use.UNREAD] += max(0, last - max(first, pages.end))
+    managed += counts[Use.UNREAD]
+    for pfns in _in_chunks((first, min(last, pages.end)) for first, last in sorted(ranges)):
         kinds = pages.kind_of(pfns)
         managed += int((kinds != PageClass.RESERVED).sum())
         for use, owned in owners:
@@ -148,10 +155,9 @@ def free_huge_pages(prog: Program) -> int:
     )
 
 
-def _ram(prog: Program, page_size: int) -> Iterator[Pfns]:
-    """The whole page frames of System RAM, in arrays of bounded size."""
-    for start, end in sorted(system_ram(prog)):
-        first, last = -(-start // page_size), end // page_size
+def _in_chunks(ranges: Iterable[Tuple[int, int]]) -> Iterator[Pfns]:
+    """The page frames of ranges ``[first, last)``, in arrays of bounded size."""
+    for first, last in ranges:
         for at in range(first, last, _CHUNK_PAGES):
             yield np.arange(at, min(last, at + _CHUNK_PAGES), dtype=np.int64)
 
@@ -205,9 +211,15 @@ class _Mapped:
             self._pfns = np.zeros(0, dtype=np.int64)
 
     def pages(self, ranges: Iterable[Tuple[int, int]]) -> Pfns:
-        """The page frames of virtual address ranges ``[start, end)``."""
+        """
+        The page frames of virtual address ranges ``[start, end)``.
+
+        :raises drgn.helpers.ValidationError: if one of them cannot be
+        """
         found = [np.zeros(0, dtype=np.int64)]
         for start, end in ranges:
+            if not 0 <= start <= end < 1 << 64 or end - start > _RANGE_BYTES_MAX:
+                raise ValidationError(f"nothing can be at 0x{start:x}-0x{end:x}")
             bounds = np.array([start, end], dtype=np.uint64)
             low, high = np.searchsorted(self._addresses, bounds).tolist()
             if low < high:

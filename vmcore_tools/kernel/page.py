@@ -257,6 +257,11 @@ class PageIndex:
         """Page structures that are not in the dump."""
         return int((self.kind == PageClass.UNREAD).sum())
 
+    @property
+    def end(self) -> int:
+        """Behind the last valid page frame."""
+        return int(self.ranges[:, 1].max()) if len(self.ranges) else 0
+
     def kind_of(self, pfns: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """
         The :class:`PageClass` of page frames.

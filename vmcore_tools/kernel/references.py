@@ -271,9 +271,13 @@ def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int
     page_size = memory.page_map.page_size_bytes
     absent: Dict[PageClass, int] = {}
     for start, end in kernel_ram(memory.prog):
-        first = -(-start // page_size)
-        for at in range(first, end // page_size, _FRAMES_AT_ONCE):
-            last = min(end // page_size, at + _FRAMES_AT_ONCE)
+        first, behind = -(-start // page_size), end // page_size
+        described = max(first, min(behind, pages.end))
+        if described < behind:
+            # A damaged range of RAM can be as large as a number can be.
+            absent[PageClass.UNREAD] = absent.get(PageClass.UNREAD, 0) + behind - described
+        for at in range(first, described, _FRAMES_AT_ONCE):
+            last = min(described, at + _FRAMES_AT_ONCE)
             if memory.page_map.has_run(at, last):
                 continue
             kind_of = pages.kinds_between(at, last)

@@ -6,9 +6,12 @@ from __future__ import annotations
 from typing import Iterator, List, Tuple
 
 from drgn import Object, Program
+from drgn.helpers import ValidationError
 
 #: More resources than any machine has; a damaged tree must end.
 _RESOURCES_MAX = 100_000
+#: Physical addresses have 52 bits at most, on x86-64 and arm64.
+_PHYSICAL_END = 1 << 52
 
 
 def for_each_resource(root: Object) -> Iterator[Object]:
@@ -37,13 +40,17 @@ def system_ram(prog: Program) -> Iterator[Tuple[int, int]]:
     Physical address ranges ``[start, end)`` of System RAM, hotplugged memory included.
 
     :raises drgn.FaultError: if the tree cannot be read
+    :raises drgn.helpers.ValidationError: if a range cannot be
     :raises LookupError: without the debug info of ``iomem_resource``
     """
     for resource in for_each_resource(prog["iomem_resource"].address_of_()):
         # IORESOURCE_SYSTEM_RAM is a macro, which debug info does not have.
         # Drivers that add memory put their name behind: "System RAM (virtio_mem)".
         if resource.name.string_().startswith(b"System RAM"):
-            yield resource.start.value_(), resource.end.value_() + 1
+            start, end = resource.start.value_(), resource.end.value_() + 1
+            if not start < end <= _PHYSICAL_END:
+                raise ValidationError(f"no RAM can be at 0x{start:x}-0x{end:x}")
+            yield start, end
 
 
 def kernel_ram(prog: Program) -> List[Tuple[int, int]]:
@@ -54,6 +61,7 @@ def kernel_ram(prog: Program) -> List[Tuple[int, int]]:
     dump of this kernel has.
 
     :raises drgn.FaultError: if the tree cannot be read
+    :raises drgn.helpers.ValidationError: if a range cannot be
     :raises LookupError: without the debug info of ``iomem_resource``
     """
     reserved = sorted(

@@ -211,7 +211,7 @@ class SlabIndex:
                     raise ValidationError("list of slab caches has no end")
                 try:
                     caches.append(read_slab_cache(cache))
-                except FaultError as error:
+                except (FaultError, ValidationError) as error:
                     reason = f"a slab cache cannot be read: {error}"
                     self.problems.append(
                         SlabProblem(cache.value_(), "", reason, SlabFault.CACHE_LIST)
@@ -239,13 +239,17 @@ class SlabIndex:
             slabs = slabs[(slabs["pfn"] < first) | (slabs["pfn"] >= last)]
 
         at, known = self._cache_numbers(slabs["slab_cache"])
+        # Where caches are missing, that of a slab may be one of these.
+        whole = all(problem.fault is not SlabFault.CACHE_LIST for problem in self.problems)
+        fault = SlabFault.CACHE_POINTER if whole else SlabFault.UNREAD
+        among = "" if whole else " that could be read"
         for slab in slabs[~known]:
             self.problems.append(
                 SlabProblem(
                     int(slab["pfn"]) * page_size + offset,
                     "",
-                    f"its cache pointer 0x{int(slab['slab_cache']):x} is no slab cache",
-                    SlabFault.CACHE_POINTER,
+                    f"its cache pointer 0x{int(slab['slab_cache']):x} is no slab cache{among}",
+                    fault,
                 )
             )
         slabs = slabs[known]

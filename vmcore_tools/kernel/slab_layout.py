@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import numpy as np
 import numpy.typing as npt
 from drgn import Object, Program, offsetof, sizeof
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.nodemask import nr_node_ids
@@ -16,8 +17,11 @@ from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from vmcore_tools.kernel.layout import bit_field
 
+#: No page allocator gives more pages at once (MAX_ORDER was never higher).
+_ORDER_MAX = 20
 #: More objects than a sheaf or an array cache can have.
 _SET_ASIDE_MAX = 65536
+_WORD_BYTES = 8
 _OO_SHIFT = 16  # mm/slub.c
 _OO_MASK = (1 << _OO_SHIFT) - 1
 
@@ -109,7 +113,33 @@ def read_slab_cache(cache: Object) -> SlabCache:
     """
     :param cache: ``struct kmem_cache *``
     :raises drgn.FaultError: if it is not in the dump
+    :raises drgn.helpers.ValidationError: if no cache can be like that
     """
+    found = _read_slab_cache(cache)
+    sizes = (found.size_bytes, found.object_size_bytes, found.inuse_bytes)
+    orders = found.orders.values()
+    if (
+        not 0 < found.object_size_bytes <= found.size_bytes
+        or not 0 < found.inuse_bytes <= found.size_bytes
+        or not 0 <= found.red_left_pad_bytes < found.size_bytes
+        or max(orders) > _ORDER_MAX
+        or (
+            found.index_bytes is None
+            and (
+                found.size_bytes % _WORD_BYTES
+                or found.freelist_offset % _WORD_BYTES
+                or not 0 <= found.freelist_offset <= found.size_bytes - _WORD_BYTES
+            )
+        )
+    ):
+        raise ValidationError(
+            f"no slab cache has objects of {sizes} bytes, with their free pointer at"
+            f" {found.freelist_offset}, in slabs of the orders {sorted(orders)}"
+        )
+    return found
+
+
+def _read_slab_cache(cache: Object) -> SlabCache:
     # Member by member: it was allocated without the nodes that the machine has not.
     cache = cache.read_()
     name = cache.name.string_().decode(errors="backslashreplace")
