@@ -11,22 +11,23 @@ khungtaskd named in the log is marked, and so is the oldest sleeper: often
 they are not the same.
 
 The sleeping time runs from when the task last left a CPU to the latest clock
-of any CPU. What the task waits for is named from its stack; this analysis
-does not look for who keeps it waiting.
+of any CPU. What the task waits for is named from its stack; who keeps it waiting
+is wait-graph's answer, which is named here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from drgn import FaultError, Object
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.sched import task_cpu
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.frames import task_stack
-from vmcore_tools.kernel.printk import log_records
+from vmcore_tools.kernel.printk import LogRecord, log_records
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
     hung_task_timeout_seconds,
@@ -50,12 +51,14 @@ from vmcore_tools.model import (
     Stack,
     column,
 )
+from vmcore_tools.wait_findings.causes import ExplainedWaits, explain_waits
 
 _NS_PER_SECOND = 1_000_000_000
 #: Tasks that a finding names; the count is always whole.
 _TASKS_NAMED = 20
 #: Frames behind the wait that make up a signature.
 _SIGNATURE_FRAMES = 4
+_NO_CAUSE = Absent("none was found")
 
 HUNG = Rule(
     id="VT301",
@@ -71,7 +74,9 @@ A task counts if its state has TASK_UNINTERRUPTIBLE without TASK_NOLOAD and it
 last left a CPU at least kernel.hung_task_timeout_secs ago. Tasks with the same
 stack make one finding. `named_by_khungtaskd` are the PIDs for which the log has
 "blocked for more than N seconds". The state, the time and the stack are read
-directly, so the finding is `proven`; that it is a deadlock is not claimed.""",
+directly, so the finding is `proven`; that it is a deadlock is not claimed.
+`causes` are the findings of wait-graph that keep these tasks waiting, each with
+its own confidence.""",
 )
 
 
@@ -101,6 +106,8 @@ class BlockedTask:
     in_iowait: bool = column(Kind.TEXT)
     oldest: bool = column(Kind.TEXT)
     named_by_khungtaskd: bool = column(Kind.TEXT)
+    cause: Maybe[str] = column(Kind.TEXT)
+    cause_pid: Maybe[int] = column(Kind.PID)
     task: int = column(Kind.ADDRESS)
     stack: str = column(Kind.STACK)
 
@@ -191,6 +198,7 @@ class _Blocked:
     stack: Stack
     waits_for: str
     called_from: Optional[str]
+    cause: Optional[Finding]
 
     @property
     def sort_key(self) -> Tuple[int, int]:
@@ -226,9 +234,17 @@ def analyze(ctx: Context) -> Iterator[Any]:
             in_iowait=bool(task.task.in_iowait.value_()),
             oldest=task.pid == oldest,
             named_by_khungtaskd=task.pid in named,
+            cause=_NO_CAUSE if task.cause is None else task.cause.rule.id,
+            cause_pid=_cause_pid(task.cause),
             task=task.task.value_(),
             stack=task.stack.id,
         )
+
+
+def _cause_pid(cause: Optional[Finding]) -> Maybe[int]:
+    if cause is None:
+        return _NO_CAUSE
+    return Absent("the cause is no task") if cause.subject.pid is None else cause.subject.pid
 
 
 def _maybe(value: Any, reason: str) -> Any:
@@ -238,6 +254,7 @@ def _maybe(value: Any, reason: str) -> Any:
 def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
     now_ns = sched_now_ns(ctx.prog)
+    waits = _waits(ctx)
     for task in _tasks(ctx):
         try:
             if not is_uninterruptible(task) or is_queued(task):
@@ -255,11 +272,20 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
                     stack,
                     waits_for,
                     called_from,
+                    None if waits is None else waits.cause_of(task.value_()),
                 )
             )
         except FaultError as error:
             ctx.coverage.gap("task", f"it cannot be read: {error}", task.value_())
     return sorted(blocked, key=lambda task: task.sort_key)
+
+
+def _waits(ctx: Context) -> Optional[ExplainedWaits]:
+    try:
+        return explain_waits(ctx)
+    except (FaultError, LookupError, ValidationError) as error:
+        ctx.coverage.gap("cause of a wait", f"it was not looked for: {error}", material=False)
+        return None
 
 
 def _tasks(ctx: Context) -> Iterator[Object]:
@@ -276,19 +302,23 @@ def _threshold_seconds(ctx: Context) -> int:
 
 
 _KHUNGTASKD = re.compile(
-    rb"INFO: task (.*):(\d+) blocked (?:in I/O wait )?for more than (\d+) seconds"
+    rb"INFO: task (.{0,64}?):(\d+) blocked (?:in I/O wait )?for more than (\d+) seconds", re.DOTALL
 )
 
 
-def named_in_log(texts: List[bytes]) -> Set[int]:
-    """The PIDs that khungtaskd's messages name (``check_hung_task()``)."""
-    matches = (_KHUNGTASKD.search(text) for text in texts)
+def named_in_log(records: Iterable[LogRecord]) -> Set[int]:
+    """
+    The PIDs that khungtaskd's messages name (``check_hung_task()``).
+
+    What user space wrote to /dev/kmsg has a facility; it names nobody.
+    """
+    matches = (_KHUNGTASKD.match(record.text) for record in records if not record.facility)
     return {int(match.group(2)) for match in matches if match}
 
 
 def _named_by_khungtaskd(ctx: Context) -> Set[int]:
     try:
-        return named_in_log([record.text for record in log_records(ctx.prog)])
+        return named_in_log(log_records(ctx.prog))
     except (FaultError, LookupError) as error:
         ctx.coverage.gap("kernel log", f"it cannot be read: {error}")
         return set()
@@ -332,6 +362,10 @@ def _finding(
         notes.append("no task has slept longer")
     if notes:
         message += " (" + "; ".join(notes) + ")"
+    causes = _causes(hung)
+    if causes:
+        evidence.append(Evidence("causes", Kind.TEXT, tuple(map(_name, causes))))
+        message += ". The cause is {causes}: see there"
     functions = [frame.function for frame in first.stack.frames]
     return Finding(
         rule=rule,
@@ -340,12 +374,24 @@ def _finding(
         subject=Ref("task", first.comm, first.task.value_(), first.pid, Kind.SENSITIVE),
         evidence=tuple(evidence),
         signature_key=(first.waits_for, *_signature_functions(functions, first.called_from)),
-        related=tuple(
-            Ref("task", task.comm, task.task.value_(), task.pid, Kind.SENSITIVE)
-            for task in hung[1:_TASKS_NAMED]
+        related=(
+            *(cause.subject for cause in causes),
+            *(
+                Ref("task", task.comm, task.task.value_(), task.pid, Kind.SENSITIVE)
+                for task in hung[1:_TASKS_NAMED]
+            ),
         ),
         stacks=(first.stack.id,),
     )
+
+
+def _causes(hung: List[_Blocked]) -> List[Finding]:
+    """The different causes of some tasks, in their order."""
+    return list({id(task.cause): task.cause for task in hung if task.cause is not None}.values())
+
+
+def _name(cause: Finding) -> str:
+    return f"{cause.rule.id} {cause.rule.slug} ({cause.confidence.name.lower()})"
 
 
 def _signature_functions(functions: List[str], caller: Optional[str]) -> List[str]:

@@ -24,37 +24,14 @@ what devices other than virtio_gpu are doing.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Type
-
-from drgn import ProgramFlags
+from typing import Any, Iterator, Optional
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.kernel.wait_graph import Root
-from vmcore_tools.kernel.wait_nodes import CPU, DEVICE, POOL, TASK
 from vmcore_tools.model import Absent, Finding, Kind, Maybe, column
-from vmcore_tools.wait_findings.cpu import CpuMonopolised
-from vmcore_tools.wait_findings.deadlock import Deadlock
-from vmcore_tools.wait_findings.device import DeviceLate
-from vmcore_tools.wait_findings.lock import HolderAsleep
-from vmcore_tools.wait_findings.lost import LostWakeup
-from vmcore_tools.wait_findings.rcu import RcuStall
+from vmcore_tools.wait_findings.causes import CAUSES, explain_waits
 from vmcore_tools.wait_findings.unknown import WakerUnknown
-from vmcore_tools.wait_findings.view import Cause, WaitView, maybe, of_live_target
-from vmcore_tools.wait_findings.work import WorkStuck
-
-#: The kinds of causes, the most telling first: the first that has a finding for one wins.
-CAUSES: Tuple[Type[Cause], ...] = (
-    Deadlock,
-    LostWakeup,
-    CpuMonopolised,
-    RcuStall,
-    WorkStuck,
-    DeviceLate,
-    HolderAsleep,
-)
-#: At these a chain ends for good; at other things, who waits for them can be to blame.
-_LAST = (CPU, POOL, DEVICE)
+from vmcore_tools.wait_findings.view import WaitView, maybe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,96 +55,46 @@ class WaitingTask:
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
-    yield from _Analyzer(ctx).run()
-
-
-class _Analyzer:
-    def __init__(self, ctx: Context) -> None:
-        self._view = WaitView(ctx)
-        self._causes = [cause(self._view) for cause in CAUSES]
-
-    def run(self) -> Iterator[Any]:
-        for cause in self._causes:
-            cause.prepare()
-        blamed: Dict[str, Finding] = {}
-        for root, finding in self._findings():
+    waits = explain_waits(ctx)
+    try:
+        for finding in waits.findings:
             for id in finding.stacks:
-                yield self._view.shown_stack(id)
-            if self._view.prog.flags & ProgramFlags.IS_LIVE:
-                finding = of_live_target(finding)
+                yield waits.view.shown_stack(id)
             yield finding
-            for key in (*root.nodes, *root.victims):
-                blamed.setdefault(key, finding)
-        for key in (*self._view.asleep, *self._view.in_fences):
-            yield from self._row(key, blamed.get(key))
+        for key in (*waits.view.asleep, *waits.view.in_fences):
+            yield from _row(waits.view, key, waits.blamed.get(key))
+    finally:
+        waits.count_gaps(ctx.coverage)
 
-    def _findings(self) -> List[Tuple[Root, Finding]]:
-        """Of all causes, that behind which the most tasks wait first."""
-        ends = [(key,) for key in self._view.graph.ends() if not self._is_task(key)]
-        cycles = [nodes for cause in self._causes for nodes in cause.candidates()]
-        found = self._found(dict.fromkeys([*cycles, *ends]))
-        explained = {key for root, _ in found for key in root.nodes}
-        found += self._found(self._last_tasks(explained))
-        blamed = {key for root, _ in found for key in (*root.nodes, *root.victims)}
-        left = [key for key in self._view.graph.ends() if key not in blamed]
-        found += WakerUnknown(self._view).findings(left, blamed)
-        return sorted(found, key=lambda item: item[0].sort_key)
 
-    def _found(self, candidates: Iterable[Tuple[str, ...]]) -> List[Tuple[Root, Finding]]:
-        found = []
-        asleep = set(self._view.asleep)
-        for root in self._view.graph.rank(candidates, self._view.waits):
-            # Those in uninterruptible sleep first: people ask for these.
-            victims = sorted(root.victims, key=lambda key: key not in asleep)
-            root = dataclasses.replace(root, victims=tuple(victims))
-            for cause in self._causes:
-                finding = cause.finding(root)
-                if finding is not None:
-                    found.append((root, finding))
-                    break
-        return found
+def _row(view: WaitView, key: str, cause: Optional[Finding]) -> Iterator[Any]:
+    node = view.chains.nodes[key]
+    task, wait = node.object, node.wait
+    stack = view.stack(task)
+    yield stack
+    unknown = Absent("it is on no list of waiters that is known")
+    yield WaitingTask(
+        pid=int(task.pid.value_()),
+        comm=task_comm(task),
+        wait_ns=view.waits[key] or Absent("the task has no time of its last run"),
+        waits_for=unknown if wait is None else wait.kind,
+        object=_waited_for(view, key),
+        evidence=unknown if wait is None else wait.evidence,
+        cause=Absent("none was found") if cause is None else cause.rule.id,
+        cause_pid=maybe(None if cause is None else cause.subject.pid),
+        task=int(task.value_()),
+        stack=stack.id,
+    )
 
-    def _last_tasks(self, explained: Iterable[str]) -> List[Tuple[str, ...]]:
-        """The tasks of which nobody is known who would end their wait."""
-        graph, nodes = self._view.graph, self._view.chains.nodes
-        tasks = set()
-        for key in graph.ends():
-            if nodes[key].kind == TASK:
-                tasks.add(key)
-            elif nodes[key].kind not in _LAST and key not in explained:
-                tasks.update(edge.source for edge in graph.edges_to(key))
-        return [(key,) for key in sorted(tasks) if self._is_task(key) and graph.edges_to(key)]
 
-    def _is_task(self, key: str) -> bool:
-        return self._view.chains.nodes[key].kind == TASK
-
-    def _row(self, key: str, cause: Optional[Finding]) -> Iterator[Any]:
-        node = self._view.chains.nodes[key]
-        task, wait = node.object, node.wait
-        stack = self._view.stack(task)
-        yield stack
-        unknown = Absent("it is on no list of waiters that is known")
-        yield WaitingTask(
-            pid=int(task.pid.value_()),
-            comm=task_comm(task),
-            wait_ns=self._view.waits[key] or Absent("the task has no time of its last run"),
-            waits_for=unknown if wait is None else wait.kind,
-            object=self._waited_for(key),
-            evidence=unknown if wait is None else wait.evidence,
-            cause=Absent("none was found") if cause is None else cause.rule.id,
-            cause_pid=maybe(None if cause is None else cause.subject.pid),
-            task=int(task.value_()),
-            stack=stack.id,
-        )
-
-    def _waited_for(self, key: str) -> Maybe[int]:
-        """The address of what a task waits for: of the work, not of the barrier behind it."""
-        wait = self._view.chains.nodes[key].wait
-        if wait is None:
-            return Absent("it is on no list of waiters that is known")
-        edges = self._view.graph.edges_from(key)
-        waited_for = self._view.chains.nodes[edges[0].target].object if edges else wait.object
-        return int(waited_for.value_())
+def _waited_for(view: WaitView, key: str) -> Maybe[int]:
+    """The address of what a task waits for: of the work, not of the barrier behind it."""
+    wait = view.chains.nodes[key].wait
+    if wait is None:
+        return Absent("it is on no list of waiters that is known")
+    edges = view.graph.edges_from(key)
+    waited_for = view.chains.nodes[edges[0].target].object if edges else wait.object
+    return int(waited_for.value_())
 
 
 ANALYSIS = Analysis(

@@ -8,6 +8,7 @@ from typing import List, Optional
 import pytest
 
 from drgn_scripts.hung_tasks import name_wait, named_in_log
+from vmcore_tools.kernel.printk import LogRecord
 
 # Stacks as kernels print them; the first is of the case that this analysis grew from.
 DRAIN_ALL_PAGES = [
@@ -117,4 +118,12 @@ def test_khungtaskd_messages_name_their_tasks() -> None:
         b"INFO: task kworker/0:1:77 blocked in I/O wait for more than 120 seconds.",
         b"INFO: task forged blocked for more than x seconds.",
     ]
-    assert named_in_log(log) == {48, 77, 1234}
+    assert named_in_log(LogRecord(n, 0, 3, text, 1) for n, text in enumerate(log)) == {48, 77, 1234}
+
+
+def test_nobody_is_named_by_what_user_space_wrote() -> None:
+    text = b"INFO: task Xorg:48 blocked for more than 10 seconds."
+    # devkmsg_write() gives it LOG_USER; in the middle of a line the kernel never begins so.
+    user, quoted = LogRecord(1, 0, 3, text, 1, facility=1), LogRecord(2, 0, 3, b"x " + text, 1)
+    assert named_in_log([user, quoted]) == set()
+    assert named_in_log([LogRecord(3, 0, 3, text.replace(b"Xorg", b"a\n:7"), 1)]) == {48}

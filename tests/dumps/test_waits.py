@@ -45,6 +45,7 @@ from vmcore_tools.model import Absent, Confidence, Finding
 from vmcore_tools.report.graph import tree_lines
 from vmcore_tools.report.table import render
 from vmcore_tools.wait_findings import cpu
+from vmcore_tools.wait_findings.causes import CACHE
 
 RULES = {rule.id for rule in ANALYSIS.rules}
 _KWORKER = re.compile(r"kworker/(u?)(\d+):\d+(H?)(-.*)?")
@@ -93,6 +94,7 @@ def found_where(dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, *, others_ra
     monkeypatch.setattr(cpu, "current_ran_ns", lambda *_: 0)
     if others_ran:
         monkeypatch.setattr(cpu, "since_run_ns", lambda *_: 1000)
+    monkeypatch.delitem(dump.target.prog.cache, CACHE, raising=False)
     report = runner.run(
         dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
     )
@@ -126,6 +128,7 @@ def test_ordinary_load_of_the_fair_class_is_nobodys_fault(
 ) -> None:
     monkeypatch.setattr(cpu, "is_realtime", lambda _task: False)
     monkeypatch.setattr(cpu, "is_of_low_weight", lambda _task: True)
+    monkeypatch.delitem(demo_dump.target.prog.cache, CACHE, raising=False)
     report = runner.run(
         demo_dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
     )

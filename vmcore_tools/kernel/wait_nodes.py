@@ -24,7 +24,7 @@ WOKEN = "has woken"
 LEFT_TO = "leaves its works to"
 #: What an RCU grace period waits for: a CPU, a reader, the kthread that drives it.
 ON_CPU = "waits for a quiescent state of"
-ON_READER = "waits for the reader"
+ON_READER = "waits for the critical section of"
 DRIVEN_BY = "is driven by"
 
 

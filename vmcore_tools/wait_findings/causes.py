@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All causes of a kernel's waits: found once, for each analysis that asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple, Type
+
+from drgn import ProgramFlags
+
+from vmcore_tools.analysis import Context
+from vmcore_tools.kernel.wait_graph import Root
+from vmcore_tools.kernel.wait_nodes import CPU, DEVICE, POOL, TASK
+from vmcore_tools.model import Coverage, Finding
+from vmcore_tools.wait_findings.cpu import CpuMonopolised
+from vmcore_tools.wait_findings.deadlock import Deadlock
+from vmcore_tools.wait_findings.device import DeviceLate
+from vmcore_tools.wait_findings.lock import HolderAsleep
+from vmcore_tools.wait_findings.lost import LostWakeup
+from vmcore_tools.wait_findings.rcu import RcuStall
+from vmcore_tools.wait_findings.unknown import WakerUnknown
+from vmcore_tools.wait_findings.view import Cause, WaitView, of_live_target
+from vmcore_tools.wait_findings.work import WorkStuck
+
+#: The kinds of causes, the most telling first: the first that has a finding for one wins.
+CAUSES: Tuple[Type[Cause], ...] = (
+    Deadlock,
+    LostWakeup,
+    CpuMonopolised,
+    RcuStall,
+    WorkStuck,
+    DeviceLate,
+    HolderAsleep,
+)
+#: Where they are kept in ``prog.cache``.
+CACHE = "vmcore_tools.explained_waits"
+#: At these a chain ends for good; at other things, who waits for them can be to blame.
+_LAST = (CPU, POOL, DEVICE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainedWaits:
+    """
+    The waits of a kernel, and their causes.
+
+    :ivar findings: of all causes, that behind which the most tasks wait first
+    :ivar blamed: the finding for each node that is its cause or waits behind it
+    """
+
+    view: WaitView
+    findings: Tuple[Finding, ...]
+    blamed: Mapping[str, Finding]
+
+    def cause_of(self, task: int) -> Optional[Finding]:
+        """
+        :param task: the address of a ``struct task_struct``
+        """
+        return self.blamed.get(f"task {task:#x}")
+
+    def count_gaps(self, coverage: Coverage) -> None:
+        """Count what could not be read."""
+        for gap in self.view.ctx.coverage.gaps():
+            for address in gap.addresses:
+                coverage.gap(gap.what, gap.reason, address, material=gap.material)
+            left = gap.count - len(gap.addresses)
+            if left:
+                coverage.gap(gap.what, gap.reason, count=left, material=gap.material)
+
+
+def explain_waits(ctx: Context) -> ExplainedWaits:
+    """
+    Find the causes of all waits; what was found once is kept.
+
+    What could not be read is not counted in the context's coverage.
+    """
+    threshold = ctx.options["threshold_seconds"]
+    known: Dict[Optional[int], ExplainedWaits] = ctx.prog.cache.setdefault(CACHE, {})
+    if threshold in known:
+        return known[threshold]
+    own = dataclasses.replace(ctx, coverage=Coverage(), options={"threshold_seconds": threshold})
+    found = _Causes(WaitView(own)).explained()
+    # A live kernel goes on.
+    if not ctx.prog.flags & ProgramFlags.IS_LIVE:
+        known[threshold] = found
+    return found
+
+
+class _Causes:
+    def __init__(self, view: WaitView) -> None:
+        self._view = view
+        self._causes = [cause(view) for cause in CAUSES]
+
+    def explained(self) -> ExplainedWaits:
+        for cause in self._causes:
+            cause.prepare()
+        findings = []
+        blamed: Dict[str, Finding] = {}
+        for root, finding in self._findings():
+            if self._view.prog.flags & ProgramFlags.IS_LIVE:
+                finding = of_live_target(finding)
+            findings.append(finding)
+            for key in (*root.nodes, *root.victims):
+                blamed.setdefault(key, finding)
+        return ExplainedWaits(self._view, tuple(findings), blamed)
+
+    def _findings(self) -> List[Tuple[Root, Finding]]:
+        """Of all causes, that behind which the most tasks wait first."""
+        ends = [(key,) for key in self._view.graph.ends() if not self._is_task(key)]
+        cycles = [nodes for cause in self._causes for nodes in cause.candidates()]
+        found = self._found(dict.fromkeys([*cycles, *ends]))
+        explained = {key for root, _ in found for key in root.nodes}
+        found += self._found(self._last_tasks(explained))
+        blamed = {key for root, _ in found for key in (*root.nodes, *root.victims)}
+        left = [key for key in self._view.graph.ends() if key not in blamed]
+        found += WakerUnknown(self._view).findings(left, blamed)
+        return sorted(found, key=lambda item: item[0].sort_key)
+
+    def _found(self, candidates: Iterable[Tuple[str, ...]]) -> List[Tuple[Root, Finding]]:
+        found = []
+        asleep = set(self._view.asleep)
+        for root in self._view.graph.rank(candidates, self._view.waits):
+            # Those in uninterruptible sleep first: people ask for these.
+            victims = sorted(root.victims, key=lambda key: key not in asleep)
+            root = dataclasses.replace(root, victims=tuple(victims))
+            for cause in self._causes:
+                finding = cause.finding(root)
+                if finding is not None:
+                    found.append((root, finding))
+                    break
+        return found
+
+    def _last_tasks(self, explained: Iterable[str]) -> List[Tuple[str, ...]]:
+        """The tasks of which nobody is known who would end their wait."""
+        graph, nodes = self._view.graph, self._view.chains.nodes
+        tasks = set()
+        for key in graph.ends():
+            if nodes[key].kind == TASK:
+                tasks.add(key)
+            elif nodes[key].kind not in _LAST and key not in explained:
+                tasks.update(edge.source for edge in graph.edges_to(key))
+        return [(key,) for key in sorted(tasks) if self._is_task(key) and graph.edges_to(key)]
+
+    def _is_task(self, key: str) -> bool:
+        return self._view.chains.nodes[key].kind == TASK
