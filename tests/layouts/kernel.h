@@ -157,6 +157,10 @@ struct thread_struct {
 	unsigned long sp;
 };
 
+struct wake_q_node {
+	struct wake_q_node *next;
+};
+
 struct task_struct {
 	void *stack;
 	int on_cpu;
@@ -166,6 +170,7 @@ struct task_struct {
 	struct completion *vfork_done;
 	int *set_child_tid;
 	unsigned int flags;
+	struct wake_q_node wake_q;
 #ifdef PREEMPT_RCU
 	struct list_head rcu_node_entry;
 #endif

@@ -32,10 +32,15 @@ struct mutex keep_mutex;
 
 /* include/linux/rwsem.h, kernel/locking/rwsem.c */
 
+enum rwsem_waiter_type {
+	RWSEM_WAITING_FOR_WRITE,
+	RWSEM_WAITING_FOR_READ,
+};
+
 struct rwsem_waiter {
 	struct list_head list;
 	struct task_struct *task;
-	int type;
+	enum rwsem_waiter_type type;
 	unsigned long timeout;
 };
 struct rwsem_waiter keep_rwsem_waiter;
@@ -96,3 +101,25 @@ struct workqueue_struct {
 };
 struct list_head workqueues = { &workqueues, &workqueues };
 struct workqueue_struct keep_workqueue_struct;
+
+/* include/linux/percpu-rwsem.h, rcuwait.h */
+
+struct rcuwait {
+	struct task_struct *task;
+};
+
+struct percpu_rw_semaphore {
+	unsigned int *read_count;
+	struct rcuwait writer;
+	atomic_t block;
+};
+struct percpu_rw_semaphore keep_percpu_rw_semaphore;
+
+/* kernel/kthread.c */
+
+struct kthread {
+	unsigned long flags;
+	struct completion parked;
+	struct completion exited;
+};
+struct kthread keep_kthread;
