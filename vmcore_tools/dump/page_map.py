@@ -43,6 +43,9 @@ _INCOMPLETE = "makedumpfile marked the dump as incomplete"
 _NOTES_BYTES_MAX = 64 << 20
 # header_version from which max_mapnr_64 replaces the 32-bit field.
 _VERSION_MAX_MAPNR_64 = 6
+# More than 100 TiB of RAM; a file with a hole in it can promise any number.
+_BITMAP_BYTES_MAX = 4 << 30
+_PAGE_SIZES = (4096, 16384, 65536)
 # Bytes of a bitmap, and page descriptors, handled at a time.
 _BITMAP_CHUNK_BYTES = 1 << 20
 _DESCRIPTOR_CHUNK = 1 << 18
@@ -201,6 +204,8 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
 
     bitmap_offset = (1 + sub_header_blocks) * block_size
     half = bitmap_blocks * block_size // 2
+    if sub_header_blocks < 1 or not 0 < half <= _BITMAP_BYTES_MAX:
+        raise DumpError("its kdump header has an impossible place for its page bitmaps")
     if bitmap_offset + 2 * half > size_bytes:
         raise DumpError("its page bitmap is cut off")
     runs = _bitmap_runs(file, bitmap_offset + half, min(half, (max_mapnr + 7) // 8))
@@ -350,6 +355,7 @@ def _elf_page_size(file: BinaryIO, elf: Any) -> int:
         position = notes.find(b"\nPAGESIZE=")
         if position >= 0:
             value = notes[position + 10 : position + 20].split(b"\n")[0]
-            if value.isdigit() and int(value):
+            if value.isdigit() and int(value) in _PAGE_SIZES:
                 return int(value)
+            raise DumpError("its VMCOREINFO has an impossible PAGESIZE")
     return 4096
