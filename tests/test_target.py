@@ -248,7 +248,7 @@ def test_stripped_vmlinux(write: Write) -> None:
         (b"", "{} is empty; give the vmlinux with -s FILE"),
         (b"#!/bin/sh\n", "{} is not an ELF file; give the kernel's vmlinux with -s"),
         (files.kdump(files.vmcoreinfo()), "{} is a dump, not debug info; give it with -c"),
-        (lzma.compress(b"x"), "{} is compressed with xz; unpack it with: xz -dk {}"),
+        (lzma.compress(b"x"), "{} is not an ELF file; give the kernel's vmlinux with -s"),
         (b"\0" * 0x202 + b"HdrS" + b"\0" * 64, "{} is a compressed kernel image (vmlinuz), wh"),
     ],
     ids=["absent", "empty", "script", "dump", "xz", "vmlinuz"],

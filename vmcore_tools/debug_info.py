@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
+import types
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from drgn import MainModule, MissingDebugInfoError, ModuleFileStatus, Program, RelocatableModule
 
 from vmcore_tools import preflight, vmcoreinfo
+from vmcore_tools.build_id import build_id_of_file as build_id_of_file
+from vmcore_tools.compressed_sections import has_compressed_sections
+from vmcore_tools.debug_packages import is_compressed
+from vmcore_tools.debug_sources import Source, source_of, unpacked, with_plain_sections
 from vmcore_tools.errors import TargetError, printable
 
 PathLike = Union[str, Path]
@@ -54,19 +60,35 @@ class DebugInfo:
         return self.vmlinux_loaded and not self.modules_missing and self.modules_error is None
 
 
+class CompressedModules(Exception):
+    """
+    Files of modules that drgn cannot read, and the program is of no use any more.
+
+    :ivar instead: for each, a copy that it can read
+    """
+
+    def __init__(self, instead: Mapping[str, str]) -> None:
+        super().__init__("the sections of a module's debug info are compressed")
+        self.instead = instead
+
+
 def load(
     prog: Program,
     symbols: Sequence[PathLike],
     kernel_directories: Sequence[PathLike],
     debug_directories: Sequence[PathLike],
+    instead: Mapping[str, str] = types.MappingProxyType({}),
 ) -> DebugInfo:
     """
     Load the files given, then what drgn's own search finds for the rest.
 
+    :param symbols: ELF files, compressed or not, packages, and folders that are searched
+    :param instead: what to use for some files, by their paths without links
     :raises TargetError: if a file does not fit, or the kernel's own debug
         info is not found
+    :raises CompressedModules: if it has to be done again, with another program
     """
-    types = {str(path): preflight.check_symbols(path) for path in symbols}
+    given, sources = _given(symbols)
     for option, directories in (
         ("--kernel-directory", kernel_directories),
         ("--debug-directory", debug_directories),
@@ -82,11 +104,98 @@ def load(
     options.directories = (*map(str, debug_directories), *options.directories)
 
     with drgn_log() as messages, contextlib.suppress(MissingDebugInfoError):
+        found = _vmlinux(prog, list(given), sources)
+        paths = [*given, *itertools.chain(*found.values())]
+        paths = [path for path in paths if os.path.realpath(path) not in instead]
         # What is missing is told below, by name.
-        prog.load_debug_info(list(types), default=True)
-    unused = _unused(prog, list(types))
-    _refuse_wrong_vmlinux(prog, [path for path in unused if preflight.is_linked(types[path])])
+        _load(prog, [*paths, *instead.values()], default=True)
+    unused = _unused(prog, [path for path in given if path in paths])
+    _refuse_wrong_vmlinux(prog, [path for path in unused if preflight.is_linked(given[path])])
+    if sources and main_module(prog).debug_file_status == ModuleFileStatus.HAVE:
+        for source in sources:
+            modules = source.modules(_modules_missing(prog))
+            found[source.path] += modules
+            with drgn_log(), contextlib.suppress(MissingDebugInfoError):
+                _load(prog, modules, default=False)
+    for path, files in found.items():
+        # What is used instead of a file does not tell whose it is.
+        if len(_unused(prog, files)) == len(files) and not instead:
+            unused.append(path)
+    _refuse_wrong_source(prog, sources)
     return _state(prog, messages, tuple(unused))
+
+
+def _given(symbols: Sequence[PathLike]) -> Tuple[Dict[str, int], List[Source]]:
+    """The ELF types of the files of ``-s``, and its folders and packages."""
+    files: Dict[str, int] = {}
+    sources: List[Source] = []
+    for path in map(str, symbols):
+        source = None
+        if not os.path.isdir(path):
+            head = preflight.read_head(path, "vmlinux", "-s")
+            if is_compressed(head):
+                file = unpacked(path)
+                files[file] = preflight.check_symbols(file, path)
+                continue
+        source = source_of(path)
+        if source is None:
+            files[path] = preflight.check_symbols(path)
+        else:
+            sources.append(source)
+    return files, sources
+
+
+def _load(prog: Program, paths: Sequence[str], default: bool) -> None:
+    try:
+        prog.load_debug_info(paths, default=default)
+    except MissingDebugInfoError:
+        raise
+    except Exception as error:  # drgn raises Exception itself for what libelf says
+        files = [module.debug_file_path for module in prog.modules()]
+        packed = [path for path in files if path and has_compressed_sections(path)]
+        if not packed:
+            raise TargetError(
+                f"the debug info cannot be read: {printable(str(error))}; install or copy it again"
+            ) from error
+        raise CompressedModules({path: with_plain_sections(path) for path in packed}) from error
+
+
+def _vmlinux(
+    prog: Program, files: Sequence[str], sources: Sequence[Source]
+) -> Dict[str, List[str]]:
+    """Files of the kernel itself, by the path of their source; one that was given suffices."""
+    found: Dict[str, List[str]] = {source.path: [] for source in sources}
+    ours = build_id(prog)
+    if ours is None or ours not in map(build_id_of_file, files):
+        for source in sources:
+            found[source.path] = source.vmlinux(ours, release_of(prog))
+            if found[source.path]:
+                break
+    return found
+
+
+def _modules_missing(prog: Program) -> Dict[str, Optional[str]]:
+    """Build IDs of the loaded modules that have no debug info yet, by name."""
+    return {
+        module.name: module.build_id.hex() if module.build_id else None
+        for module in prog.modules()
+        if isinstance(module, RelocatableModule)
+        and module.debug_file_status not in (ModuleFileStatus.HAVE, ModuleFileStatus.DONT_NEED)
+    }
+
+
+def _refuse_wrong_source(prog: Program, sources: Sequence[Source]) -> None:
+    """A folder or package with the vmlinux of another kernel, where none was found."""
+    if main_module(prog).debug_file_status == ModuleFileStatus.HAVE:
+        return
+    for source in sources:
+        if source.other_build_id is not None:
+            raise TargetError(
+                f"wrong debug info: the dump's kernel {release_of(prog)} has the build ID"
+                f" {build_id(prog) or 'that it does not record'}, but the vmlinux in"
+                f" {printable(source.path)} has {source.other_build_id}; give the debug info"
+                f" of {packages(release_of(prog))}"
+            )
 
 
 def of_program(prog: Program) -> DebugInfo:
@@ -135,25 +244,6 @@ def build_id(prog: Program) -> Optional[str]:
     """The build ID of the target's kernel in hex, None where it is not known."""
     value = main_module(prog).build_id
     return None if value is None else value.hex()
-
-
-def build_id_of_file(path: PathLike) -> Optional[str]:
-    """The GNU build ID of an ELF file in hex, None if it has none or is damaged."""
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.sections import NoteSection
-
-    try:
-        with open(path, "rb") as file:
-            for section in ELFFile(file).iter_sections():
-                # A vmlinux has it in .notes, a module in .note.gnu.build-id.
-                if isinstance(section, NoteSection):
-                    for note in section.iter_notes():
-                        if note["n_type"] == "NT_GNU_BUILD_ID":
-                            return str(note["n_desc"])
-    except (ELFError, OSError, ValueError):
-        pass
-    return None
 
 
 def packages(release: str) -> str:
@@ -232,7 +322,7 @@ def _missing_vmlinux(prog: Program, main: MainModule, unused: Sequence[str]) -> 
     identity = f"kernel {release} (build ID {build_id(prog) or 'not recorded in the dump'})"
     step = (
         f"install {packages(release)}, or set DEBUGINFOD_URLS so that drgn can fetch it, or"
-        " give its vmlinux with -s"
+        " give its vmlinux, or the package file, with -s"
     )
     if main.debug_file_status == ModuleFileStatus.WANT_SUPPLEMENTARY:
         wanted = printable(main.wanted_supplementary_debug_file().supplementary_path)

@@ -121,14 +121,15 @@ def check_dump(path: Union[str, Path]) -> None:
     )
 
 
-def check_symbols(path: Union[str, Path]) -> int:
+def check_symbols(path: Union[str, Path], given: Optional[str] = None) -> int:
     """
     Refuse a ``-s`` file that cannot hold debug info; otherwise its ELF type.
 
+    :param given: what the user called it, if it was unpacked
     :raises TargetError: if it is no ELF file, or cannot be read
     """
     head = read_head(path, "vmlinux", "-s")
-    name = printable(str(path))
+    name = printable(given or str(path))
     type = elf_type(head)
     if type == _ET_CORE or head.startswith((b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0\0\0\0")):
         raise TargetError(
