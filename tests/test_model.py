@@ -14,6 +14,7 @@ from vmcore_tools.model import (
     Confidence,
     Coverage,
     Evidence,
+    Finding,
     Gap,
     Kind,
     Ref,
@@ -126,3 +127,11 @@ def test_text_that_is_not_utf_8_has_ids_too() -> None:
     text = b"\xff".decode("utf-8", "surrogateescape")
     assert Stack((dataclasses.replace(STACK.frames[0], function=text),)).id
     assert leak(signature_key=(text,)).signature != leak(signature_key=("",)).signature
+
+
+def test_rules_that_are_ranked_together_are_listed_as_the_analysis_has_them() -> None:
+    together = dataclasses.replace(HUNG, ranked_with="VT310")
+    last, first = (dataclasses.replace(together, id=id) for id in ("VT318", "VT311"))
+    rules = [last, first, HUNG, dataclasses.replace(HUNG, id="VT401")]
+    found = sorted((hung(rule=rule) for rule in rules), key=Finding.sort_key)
+    assert [finding.rule.id for finding in found] == ["VT301", "VT318", "VT311", "VT401"]

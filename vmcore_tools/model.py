@@ -174,6 +174,8 @@ class Rule:
     summary: str  #: one line: what it means
     remedy: str  #: one line: what to do next
     page: str = ""  #: for ``explain``: how it is decided, what it cannot see
+    #: The rule in whose place its findings are listed, each as the analysis has ranked it.
+    ranked_with: Optional[str] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +235,8 @@ class Finding:
         return f"{self.rule.id}-{digest.hexdigest()[:12]}"
 
     def sort_key(self) -> Tuple[Any, ...]:
-        return (-self.rule.severity, -self.confidence, self.rule.id)
+        rule = self.rule
+        return (-rule.severity, -self.confidence, rule.ranked_with or rule.id)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from vmcore_tools.kernel.stack_frames import Frame, pointers_in
+from vmcore_tools.kernel.task import stack_range
 
 _DOWN_WRITE = re.compile(r"_*percpu_down_write.*")
 
@@ -31,10 +32,14 @@ def percpu_rwsem_of_writer(task: Object, frames: List[Frame]) -> Optional[Object
         pointer_type = prog.pointer_type(prog.type("struct percpu_rw_semaphore"))
     except LookupError:
         return None
+    low, high = stack_range(task)
     for address in pointers_in(task, frames, _DOWN_WRITE):
+        if low <= address < high:
+            continue  # there the task's address is at many places
         sem = Object(prog, pointer_type, address)
         try:
-            if sem.writer.task == task and percpu_rwsem_blocks_readers(sem):
+            names = sem.writer.task == task and sem.read_count
+            if names and percpu_rwsem_blocks_readers(sem):
                 return sem
         except FaultError:
             continue
@@ -51,9 +56,9 @@ def percpu_rwsem_blocks_readers(sem: Object) -> bool:
     """
     # 7f26482a872c ("locking/percpu-rwsem: Remove the embedded rwsem") in v5.7.
     try:
-        return bool(sem.block.counter.value_())
+        return bool(sem.block.counter.value_() == 1)
     except AttributeError:
-        return bool(sem.readers_block.value_())
+        return bool(sem.readers_block.value_() == 1)
 
 
 def percpu_rwsem_writer(sem: Object) -> Optional[Object]:

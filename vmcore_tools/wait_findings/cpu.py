@@ -47,6 +47,7 @@ CPU_MONOPOLISED = Rule(
     id="VT311",
     slug="cpu-monopolised",
     severity=Severity.ERROR,
+    ranked_with="VT310",
     summary="A CPU runs one task, or real-time tasks, while others have waited for it too long.",
     remedy=(
         "Stop the task, or give it another policy or CPU; leave real-time throttling on "

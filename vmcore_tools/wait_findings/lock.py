@@ -14,6 +14,7 @@ HOLDER_ASLEEP = Rule(
     id="VT313",
     slug="lock-holder-asleep",
     severity=Severity.ERROR,
+    ranked_with="VT310",
     summary="Tasks wait for a lock whose holder sleeps in something else.",
     remedy="Look at the holder's stack: find out who should wake it there.",
     page="""\

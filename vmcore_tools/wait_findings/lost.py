@@ -19,6 +19,7 @@ LOST_WAKEUP = Rule(
     id="VT314",
     slug="lost-wakeup",
     severity=Severity.ERROR,
+    ranked_with="VT310",
     summary="What a task waits for has come, and it still sleeps: its wake-up was lost.",
     remedy=(
         "Look for code that changes the object without the call that wakes, in the wrong order, "

@@ -29,6 +29,7 @@ RCU_STALL = Rule(
     id="VT316",
     slug="rcu-stall",
     severity=Severity.ERROR,
+    ranked_with="VT310",
     summary="An RCU grace period does not end: a CPU or a reader keeps it, or nobody drives it.",
     remedy=(
         "Look at the stack of the named task: a loop in the kernel without cond_resched(), "

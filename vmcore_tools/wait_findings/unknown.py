@@ -29,6 +29,7 @@ WAKER_UNKNOWN = Rule(
     id="VT318",
     slug="waker-unknown",
     severity=Severity.WARNING,
+    ranked_with="VT310",
     summary="Tasks have waited too long for something that nobody is known to end.",
     remedy=(
         "Find the code that completes or wakes it, in what it is part of or what points to it, "

@@ -19,6 +19,7 @@ WORK_STUCK = Rule(
     id="VT312",
     slug="work-stuck",
     severity=Severity.ERROR,
+    ranked_with="VT310",
     summary="A work does not end, or a pool does not start its works, and tasks wait for that.",
     remedy="Look at the worker's stack: what it waits for there keeps all of them waiting.",
     page="""\
