@@ -480,8 +480,6 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(LogReport,),
     rules=tuple(_RULES.values()),
-    # A warning of long ago is no finding of triage's until it is told from the cause.
-    on_demand=True,
 )
 
 if __name__ == "__main__":
