@@ -11,6 +11,7 @@ import pytest
 from drgn import Object, StackTrace, offsetof
 
 from tests.layouts.machine import Machine
+from vmcore_tools.kernel.stack_frames import TaskTrace
 from vmcore_tools.kernel.waits import Wait, WaitFinder
 
 STACK = 0x4000
@@ -63,8 +64,8 @@ class Task:
         return self.sp + at + offsetof(self.machine.prog.type(type_name), node)
 
     @property
-    def trace(self) -> StackTrace:
-        return cast(StackTrace, self.frames)
+    def trace(self) -> TaskTrace:
+        return TaskTrace.of_unwound(self.object, cast(StackTrace, self.frames))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
-from drgn import FaultError, Object, Program, StackTrace, Type
+from drgn import FaultError, Object, Program, Type
 from drgn.helpers.common.type import member_at_offset
 
 from vmcore_tools.dump.memory import Memory
@@ -22,7 +22,7 @@ from vmcore_tools.kernel.references import (
     scan,
 )
 from vmcore_tools.kernel.slab import ObjectState, slab_index
-from vmcore_tools.kernel.stack_frames import frames_of, functions_at
+from vmcore_tools.kernel.stack_frames import TaskTrace, frames_of, functions_at
 from vmcore_tools.kernel.task import stack_range
 from vmcore_tools.kernel.virtual_map import virtual_map
 
@@ -70,7 +70,7 @@ class Containers:
         prog: Program,
         memory: Memory,
         tasks: Iterable[Object],
-        trace: Callable[[Object], Optional[StackTrace]],
+        trace: Callable[[Object], Optional[TaskTrace]],
     ) -> None:
         self._prog = prog
         self._memory = memory

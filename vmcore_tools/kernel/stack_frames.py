@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Pattern, Tuple
+import itertools
+from typing import Dict, Iterator, List, Optional, Pattern, Tuple
 
 import numpy as np
-from drgn import FaultError, Object, StackTrace
+from drgn import Architecture, FaultError, Object, Program, StackTrace
+from drgn.helpers.linux.sched import task_on_cpu
 
 from vmcore_tools.kernel.task import live_range
 
@@ -16,11 +18,108 @@ _FRAMES_MAX = 200
 Frame = Tuple[int, Tuple[str, ...]]
 
 
-def frames_of(trace: Optional[StackTrace]) -> List[Frame]:
+class TaskTrace:
+    """
+    The stack of a task.
+
+    :ivar frames: the innermost first
+    :ivar place: the program counters of its frames: where the task stands
+    """
+
+    def __init__(
+        self,
+        task: Object,
+        frames: List[Frame],
+        place: Tuple[int, ...],
+        unwound: Optional[StackTrace] = None,
+    ) -> None:
+        self.frames = frames
+        self.place = place
+        self._task = task
+        self._unwound = unwound
+
+    @classmethod
+    def of_unwound(cls, task: Object, unwound: StackTrace) -> TaskTrace:
+        """
+        :param task: ``struct task_struct *``
+        """
+        counters = (unwound[number].pc for number in range(len(unwound)))
+        place = tuple(itertools.takewhile(lambda pc: pc >> 63, counters))  # not in user mode
+        return cls(task, _frames(unwound), place, unwound)
+
+    def unwound(self) -> StackTrace:
+        """
+        :raises ValueError, LookupError, FaultError: if it cannot be unwound
+        """
+        if self._unwound is None:
+            self._unwound = self._task.prog_.stack_trace(self._task)
+        return self._unwound
+
+
+class Unwinder:
+    """
+    Unwinds the stacks of tasks: of those that stand in the same place, one.
+
+    Unwinding takes long, and thousands of tasks can wait behind one lock. Two
+    stacks are taken for the same if they are equally deep, have the same words
+    that could be addresses of code at the same depths, and point into
+    themselves alike: an unwinder looks at nothing else.
+    """
+
+    def __init__(self, prog: Program) -> None:
+        self._prog = prog
+        self._code = _code_start(prog)
+        self._known: Dict[bytes, Tuple[List[Frame], Tuple[int, ...]]] = {}
+
+    def trace(self, task: Object) -> TaskTrace:
+        """
+        :param task: ``struct task_struct *``
+        :raises ValueError, LookupError, FaultError: if it cannot be unwound
+        """
+        key = self._key(task)
+        low = task.stack.value_()
+        if key is not None and key in self._known:
+            known, place = self._known[key]
+            return TaskTrace(task, [(low + depth, names) for depth, names in known], place)
+        trace = TaskTrace.of_unwound(task, self._prog.stack_trace(task))
+        # A live task may have gone on.
+        if key is not None and key == self._key(task):
+            depths = [(pointer - low, names) for pointer, names in trace.frames]
+            self._known[key] = depths, trace.place
+        return trace
+
+    def _key(self, task: Object) -> Optional[bytes]:
+        if self._code is None or task_on_cpu(task):
+            return None
+        try:
+            low, high = live_range(task)
+            words = np.frombuffer(self._prog.read(low, high - low), dtype=np.uint64)
+        except FaultError:
+            return None
+        kept = np.where(words >= np.uint64(self._code), words, np.uint64(0))
+        inside = (words >= np.uint64(low)) & (words < np.uint64(high))
+        # Depths, which are no addresses of code.
+        np.subtract(np.uint64(high), words, out=kept, where=inside)
+        return kept.tobytes()
+
+
+def _code_start(prog: Program) -> Optional[int]:
+    """The lowest address of code, where such a word is code with no tag; else None."""
+    # Documentation/arch/x86/x86_64/mm.rst: the kernel's text and its modules.
+    platform = prog.platform
+    if platform is not None and platform.arch is Architecture.X86_64:
+        return 0xFFFFFFFF80000000
+    return None
+
+
+def frames_of(trace: Optional[TaskTrace]) -> List[Frame]:
+    """The frames of a stack, none if it could not be unwound."""
+    return [] if trace is None else trace.frames
+
+
+def _frames(trace: StackTrace) -> List[Frame]:
     """Stack pointer and functions of each frame, the innermost first."""
     frames: List[Frame] = []
-    if trace is None:
-        return frames
     for number in range(min(len(trace), _FRAMES_MAX)):
         frame = trace[number]
         if not frame.pc >> 63:
@@ -47,11 +146,17 @@ def functions_at(frames: List[Frame], address: int) -> Tuple[str, ...]:
     return functions
 
 
-def frame_variables(trace: Optional[StackTrace], type_name: str) -> Iterator[Object]:
+def frame_variables(trace: Optional[TaskTrace], type_name: str) -> Iterator[Object]:
     """The different pointers to a type that a stack's variables hold."""
+    if trace is None:
+        return
+    try:
+        unwound = trace.unwound()
+    except (ValueError, LookupError, FaultError):
+        return
     seen = set()
-    for number in range(0 if trace is None else min(len(trace), _FRAMES_MAX)):
-        frame = trace[number]  # type: ignore[index]
+    for number in range(min(len(unwound), _FRAMES_MAX)):
+        frame = unwound[number]
         for name in frame.locals():
             try:
                 variable = frame[name]

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from drgn import FaultError, Object, Program, StackTrace
+from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.sched import task_cpu, task_on_cpu
 
 from vmcore_tools.kernel.run_queue import RunQueue, is_throttled
+from vmcore_tools.kernel.stack_frames import TaskTrace
 from vmcore_tools.kernel.task import is_queued
 from vmcore_tools.kernel.wait_fences import follow_fence, follow_fence_wait
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
@@ -75,7 +76,7 @@ class WaitChains:
         prog: Program,
         tasks: List[Object],
         run_queues: Dict[int, RunQueue],
-        trace: Callable[[Object], Optional[StackTrace]],
+        trace: Callable[[Object], Optional[TaskTrace]],
         lost: Callable[[str, Exception, int], None],
     ) -> None:
         self.prog = prog

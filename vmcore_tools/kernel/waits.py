@@ -22,7 +22,7 @@ import re
 from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
-from drgn import FaultError, Object, Program, StackTrace, container_of, offsetof
+from drgn import FaultError, Object, Program, container_of, offsetof
 
 from vmcore_tools.kernel.io_waits import buffer_head_of, io_of_completion
 from vmcore_tools.kernel.locks import is_mutex_with_waiters, is_rwsem_with_waiters
@@ -30,6 +30,7 @@ from vmcore_tools.kernel.percpu_rwsem import percpu_rwsem_of_writer
 from vmcore_tools.kernel.srcu import srcu_of_callback
 from vmcore_tools.kernel.stack_frames import (
     Frame,
+    TaskTrace,
     frame_variables,
     frames_of,
     functions_at,
@@ -135,6 +136,7 @@ class WaitFinder:
         self.tasks: Dict[int, Object] = {task.value_(): task for task in tasks}
         self._stacks: Dict[int, Tuple[int, int]] = {}
         self._heads: Dict[int, Optional[int]] = {}
+        self._functions: Dict[int, bool] = {}
         self._types = tuple(self._entry_types())
         self._text = (symbol_address(prog, "_stext"), symbol_address(prog, "_etext"))
         # a5c6234e1028 ("completion: Use simple wait queues") in v5.7.
@@ -155,7 +157,7 @@ class WaitFinder:
             except LookupError:
                 continue  # this kernel has no such thing to wait for
 
-    def find(self, task: Object, trace: Optional[StackTrace]) -> Optional[Wait]:
+    def find(self, task: Object, trace: Optional[TaskTrace]) -> Optional[Wait]:
         """
         What a sleeping task waits for.
 
@@ -198,7 +200,7 @@ class WaitFinder:
                     yield _Entry(type_, base, node, functions, fits)
 
     def _wait_of(
-        self, entry: _Entry, task: Object, trace: Optional[StackTrace], frames: List[Frame]
+        self, entry: _Entry, task: Object, trace: Optional[TaskTrace], frames: List[Frame]
     ) -> Optional[Wait]:
         try:
             head = self._head(entry)
@@ -284,10 +286,12 @@ class WaitFinder:
             return True
         if not address >> 63:
             return False
-        try:
-            return bool(self._prog.symbol(address).address == address)
-        except LookupError:
-            return False
+        if address not in self._functions:
+            try:
+                self._functions[address] = self._prog.symbol(address).address == address
+            except LookupError:
+                self._functions[address] = False
+        return self._functions[address]
 
     # The objects that lists belong to.
 
@@ -299,7 +303,7 @@ class WaitFinder:
         return self._pointer(type_name, address - offset)
 
     def _locks(
-        self, entry: _Entry, head: int, trace: Optional[StackTrace], type_name: str
+        self, entry: _Entry, head: int, trace: Optional[TaskTrace], type_name: str
     ) -> Iterator[Object]:
         """The lock whose list of waiters this is: one, or those that a frame names."""
         type_ = self._prog.type(type_name)
@@ -321,19 +325,19 @@ class WaitFinder:
                 if node is not None:
                     yield lock
 
-    def _mutex(self, entry: _Entry, head: int, trace: Optional[StackTrace]) -> Optional[Wait]:
+    def _mutex(self, entry: _Entry, head: int, trace: Optional[TaskTrace]) -> Optional[Wait]:
         for lock in self._locks(entry, head, trace, "struct mutex"):
             if is_mutex_with_waiters(lock, self.tasks):
                 return Wait("mutex", lock, "it is on the mutex's list", entry.in_its_function)
         return None
 
-    def _rwsem(self, entry: _Entry, head: int, trace: Optional[StackTrace]) -> Optional[Wait]:
+    def _rwsem(self, entry: _Entry, head: int, trace: Optional[TaskTrace]) -> Optional[Wait]:
         for lock in self._locks(entry, head, trace, "struct rw_semaphore"):
             if is_rwsem_with_waiters(lock, self.tasks):
                 return Wait("rwsem", lock, "it is on the rwsem's list", entry.in_its_function)
         return None
 
-    def _semaphore(self, entry: _Entry, head: int, trace: Optional[StackTrace]) -> Optional[Wait]:
+    def _semaphore(self, entry: _Entry, head: int, trace: Optional[TaskTrace]) -> Optional[Wait]:
         for lock in self._locks(entry, head, trace, "struct semaphore"):
             if lock.count.value_() <= _SEMAPHORE_MAX and entry.in_its_function:
                 return Wait("semaphore", lock, "it is on the semaphore's list")

@@ -12,13 +12,14 @@ import dataclasses
 import re
 from typing import Any, ClassVar, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from drgn import FaultError, Object, Program, StackTrace
+from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 
 from vmcore_tools.analysis import Context
 from vmcore_tools.frames import stack_of_trace
 from vmcore_tools.kernel.run_queue import RunQueue, run_queue, scheduling_policy, unlisted_tasks
+from vmcore_tools.kernel.stack_frames import TaskTrace, Unwinder
 from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
@@ -96,7 +97,8 @@ class WaitView:
         self.waits: Dict[str, int] = {}
         self.asleep: List[str] = []
         self.in_fences: List[str] = []
-        self._traces: Dict[int, Optional[StackTrace]] = {}
+        self._traces: Dict[int, Optional[TaskTrace]] = {}
+        self._unwinder = Unwinder(ctx.prog)
         self._stacks: Dict[int, Stack] = {}
         self._places: Dict[Tuple[int, ...], Stack] = {}
         self._shown: Dict[str, Stack] = {}
@@ -153,24 +155,23 @@ class WaitView:
         seconds = hung_task_timeout_seconds(self.prog) if given is None else int(given)
         return seconds * NS_PER_SECOND
 
-    def trace(self, task: Object) -> Optional[StackTrace]:
+    def trace(self, task: Object) -> Optional[TaskTrace]:
         address = task.value_()
         if address not in self._stacks:
+            trace: Optional[TaskTrace] = None
             try:
-                trace: Optional[StackTrace] = self.prog.stack_trace(task)
+                trace = self._unwinder.trace(task)
                 self._stacks[address] = self._stack(trace)
             except (ValueError, LookupError, FaultError) as error:
-                trace = None
                 self._stacks[address] = Stack((), note=f"it cannot be unwound: {error}")
             self._traces[address] = trace
         return self._traces[address]
 
-    def _stack(self, trace: StackTrace) -> Stack:
+    def _stack(self, trace: TaskTrace) -> Stack:
         # Victims of one cause mostly stand in the same place, and symbols take long.
-        place = tuple(trace[number].pc for number in range(len(trace)))
-        if place not in self._places:
-            self._places[place] = stack_of_trace(self.prog, trace)
-        return self._places[place]
+        if trace.place not in self._places:
+            self._places[trace.place] = stack_of_trace(self.prog, trace.unwound())
+        return self._places[trace.place]
 
     def _lost_object(self, what: str, error: Exception, address: int) -> None:
         self.ctx.coverage.gap(what, f"it cannot be followed: {error}", address or None)
@@ -271,7 +272,7 @@ class WaitView:
 
     def name(self, node: Node) -> str:
         """What a node that is no task is called; addresses are not part of it."""
-        if node.kind == CPU or node.kind in _TYPES:
+        if node.kind == CPU or (node.kind in _TYPES and not node.label):
             return node.name
         if node.kind == WORK:
             function = symbol_name(self.prog, node.object.func.value_())
@@ -289,7 +290,7 @@ class WaitView:
         address = int(node.object.value_())
         if node.kind == CPU:
             return Ref("CPU", node.name.partition(" ")[2], name_kind=Kind.TEXT)
-        if node.kind in _TYPES:
+        if node.kind in _TYPES and not node.label:
             return Ref(_TYPES[node.kind], node.name, address)
         if node.kind in (WORK, POOL):
             return Ref(node.name, self.name(node), address, name_kind=Kind.TEXT)
