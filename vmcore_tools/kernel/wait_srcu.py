@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterator
 
 from vmcore_tools.kernel.srcu import srcu_readers, srcu_works
+from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.wait_graph import Edge
 from vmcore_tools.kernel.wait_nodes import DRIVEN_BY, OBJECT, Node
 from vmcore_tools.kernel.waits import Wait
@@ -22,7 +23,8 @@ def follow_srcu_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edg
     The kernel does not know who the readers are.
     """
     readers = srcu_readers(wait.object)
-    label = f"with {readers} readers" if readers else ""
+    name = symbol_name(chains.prog, wait.object.value_()) or ""
+    label = f"{name} with {readers} readers".strip() if readers else name
     key = f"srcu {wait.object.value_():#x}"
     chains.add(Node(key, OBJECT, wait.object, "srcu domain", wait, label=label))
     yield Edge(node.key, key, "waits for a grace period of", wait.proven)
