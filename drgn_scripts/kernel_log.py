@@ -90,7 +90,7 @@ WORKQUEUE_LOCKUP = _rule(
 )
 RCU_STALL = _rule(
     "VT605",
-    "rcu-stall",
+    "rcu-stall-report",
     Severity.WARNING,
     "An RCU grace period did not end in time.",
     "Look at what the named CPUs and tasks ran: run-queues shows what they run now.",
