@@ -13,6 +13,7 @@ from drgn.helpers.linux.pid import find_task
 from drgn_scripts.wait_graph import ANALYSIS
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import demo, runner
+from vmcore_tools.kernel import wait_chain
 from vmcore_tools.kernel.run_queue import (
     for_each_run_queue,
     need_resched,
@@ -133,6 +134,30 @@ def test_ordinary_load_of_the_fair_class_is_nobodys_fault(
         demo_dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
     )
     assert report.findings == ()
+
+
+def test_what_nobody_is_known_to_end_is_shown_with_what_it_is_part_of(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it were not known that the completion is a flush_work()'s."""
+    follow = {**wait_chain.FOLLOW_WAIT}
+    del follow["flush_work"]
+    monkeypatch.setattr(wait_chain, "FOLLOW_WAIT", follow)
+    monkeypatch.setattr(cpu.CpuMonopolised, "prepare", lambda _cause: None)
+    monkeypatch.delitem(demo_dump.target.prog.cache, CACHE, raising=False)
+    report = runner.run(
+        demo_dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
+    )
+    (finding,) = report.findings
+    assert (finding.rule.id, finding.confidence) == ("VT318", Confidence.LIKELY)
+    facts, hung = evidence(finding), demo_dump.truth["hung"]
+    assert (facts["victim_pid"], facts["victims"]) == (hung["pid"], 1)
+    assert facts["part_of"].startswith("the frame of ") and "__flush_work" in facts["part_of"]
+    assert (facts["stack_of"], facts["stack_of_pid"]) == (hung["comm"], hung["pid"])
+    # The barrier is in the pool's list, behind the work that another word of it names.
+    assert facts["pointed_at_by"] != ()
+    assert finding.graph is not None
+    assert [node.ref.type for node in finding.graph.nodes] == ["flush_work", "task"]
 
 
 def test_the_chain_from_the_hung_task_to_the_cpu(demo_dump: ShippedDump) -> None:
