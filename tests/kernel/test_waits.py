@@ -17,6 +17,7 @@ from vmcore_tools.kernel.waits import Wait, WaitFinder
 STACK = 0x4000
 WAITERS = 1  # MUTEX_FLAG_WAITERS
 RWSEM_WAITERS, RWSEM_WRITER_LOCKED = 2, 1
+PF_KTHREAD = 0x00200000
 PC = 0xFFFFFFFF80100000
 
 
@@ -193,6 +194,68 @@ def test_the_end_of_a_task(machine: Machine) -> None:
     completion = completion_of(machine, task, "wait_for_completion")
     machine.put("struct task_struct", child.address, {"vfork_done": completion})
     assert found(find(task, [task, child])) == ("task end", child.address, True)
+
+
+def test_the_parking_of_a_thread(machine: Machine) -> None:
+    task, thread = Task(machine), Task(machine)
+    kthread = machine.new("struct kthread", {})
+    completion_of(machine, task, "wait_for_completion")
+    parked = member(machine, "struct kthread", kthread, "parked")
+    node = task.sp + 128 + offsetof(machine.prog.type("struct swait_queue"), "task_list")
+    machine.link(member(machine, "struct completion", parked, "wait.task_list"), [node])
+    assert found(find(task, [task, thread])) == ("completion", parked, True)
+    # A user task's set_child_tid is an address in its own memory.
+    machine.put("struct task_struct", thread.address, {"set_child_tid": kthread})
+    assert found(find(task, [task, thread])) == ("completion", parked, True)
+    machine.put("struct task_struct", thread.address, {"flags": PF_KTHREAD})
+    assert found(find(task, [task, thread])) == ("park", thread.address, True)
+
+
+def percpu_rwsem_of(machine: Machine, writer: Task, block: int = 1) -> int:
+    members = {"writer.task": writer.address, "block.counter": block, "read_count": 0x1234}
+    sem = machine.new("struct percpu_rw_semaphore", members)
+    writer.enter("schedule", 64)
+    writer.enter("percpu_down_write", 256)
+    writer.enter("cgroup_procs_write", 512)
+    return sem
+
+
+def test_the_writer_that_waits_for_the_readers_of_a_percpu_rwsem(machine: Machine) -> None:
+    task = Task(machine)
+    sem = percpu_rwsem_of(machine, task)
+    assert find(task, [task]) is None  # it is nowhere on its stack
+    machine.words(task.sp + 40, [sem])  # a register that schedule() saved
+    assert found(find(task, [task])) == ("percpu_rwsem", sem, True)
+    assert find(task, [task], trace=False) is None
+
+
+def test_what_is_above_its_frame_is_not_the_writers(machine: Machine) -> None:
+    task = Task(machine)
+    sem = percpu_rwsem_of(machine, task)
+    machine.words(task.sp + 300, [sem])
+    assert find(task, [task]) is None
+
+
+def test_a_percpu_rwsem_must_name_the_writer_and_keep_readers_out(machine: Machine) -> None:
+    task, other = Task(machine), Task(machine)
+    machine.words(task.sp + 40, [percpu_rwsem_of(machine, task, block=0)])
+    assert find(task, [task]) is None
+    sem = percpu_rwsem_of(machine, other)
+    machine.words(task.sp + 40, [sem])
+    assert find(task, [task, other]) is None
+
+
+def test_a_percpu_rwsem_is_on_no_stack(machine: Machine) -> None:
+    """The task's address is at many places there, one of which looks like it."""
+    task = Task(machine)
+    percpu_rwsem_of(machine, task)
+    type_ = machine.prog.type("struct percpu_rw_semaphore")
+    at = task.sp + 80
+    machine.words(task.sp + 40, [at])
+    machine.words(at, [0x1234])
+    machine.words(at + offsetof(type_, "writer.task"), [task.address])
+    machine.words(at + offsetof(type_, "block"), [1])
+    assert find(task, [task]) is None
 
 
 def test_who_sleeps_on_though_the_completion_is_done_waits_for_it(machine: Machine) -> None:
