@@ -50,6 +50,7 @@ class RingState:
     :ivar not_announced: buffers added since the driver last decided whether to
         tell the device
     :ivar free: entries that the driver can still use
+    :ivar indirect: whether a buffer of any length needs one entry
     :ivar broken: whether the driver has given the device up
     """
 
@@ -60,6 +61,7 @@ class RingState:
     not_fetched: Optional[int]
     not_announced: int
     free: int
+    indirect: bool
     broken: bool
 
 
@@ -140,6 +142,7 @@ def ring_state(queue: Object) -> RingState:
         not_fetched=_not_fetched(ring, split.vring, added, with_device),
         not_announced=int(ring.num_added.value_()),
         free=int(ring.vq.num_free.value_()),
+        indirect=bool(ring.indirect.value_()),
         broken=bool(ring.broken.value_()),
     )
 
@@ -182,6 +185,7 @@ def _packed_state(ring: Object) -> RingState:
         not_fetched=None,
         not_announced=int(ring.num_added.value_()),
         free=int(ring.vq.num_free.value_()),
+        indirect=bool(ring.indirect.value_()),
         broken=bool(ring.broken.value_()),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Iterator, Optional
 from drgn import FaultError, Object
 
 from vmcore_tools.kernel.io_waits import disk_name, disk_of_block_device, disk_of_io
+from vmcore_tools.kernel.wait_disks import disk_with_page
 from vmcore_tools.kernel.wait_graph import Edge
 from vmcore_tools.kernel.wait_nodes import DEVICE, Node
 from vmcore_tools.kernel.waits import Wait
@@ -30,9 +31,13 @@ def follow_io_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]
 
 
 def follow_page_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
-    """From a task that waits for a page to that, and to the disk that it is written to."""
+    """From a task that waits for a page to that, and to the disk that reads or writes it."""
     key = chains.object(wait.kind, wait.object)
     yield Edge(node.key, key, "waits for", wait.proven)
+    disk = disk_with_page(chains, wait.object)
+    if disk is not None:
+        yield Edge(key, _disk(chains, disk), "is in a request of")
+        return
     disk = _disk_of_page(wait)
     if disk is not None:
         yield Edge(key, _disk(chains, disk), "is under writeback to", False)

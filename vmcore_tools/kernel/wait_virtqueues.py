@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vmcore_tools.kernel.wait_chain import WaitChains
 
 _WAIT_QUEUES_KEY = "vmcore_tools.wait_virtqueues.wait_queues"
+#: A command has at most so many parts: what is asked, with it, and where the answer goes.
+_ENTRIES_NEEDED = 3
 _IN_QUEUE = "it is on the queue's ack_queue"
 
 
@@ -81,8 +83,24 @@ def follow_virtqueue(chains: WaitChains, node: Node) -> Iterator[Edge]:
 
 def follow_virtqueue_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
     """From a task that waits for space or an answer in a queue of virtio_gpu to the queue."""
-    why = "waits for space in" if wait.evidence == _IN_QUEUE else "waits for an answer through"
+    own = wait.evidence == _IN_QUEUE
+    if own and _has_space(wait.object):
+        return  # and nobody wakes it
+    why = "waits for space in" if own else "waits for an answer through"
     yield Edge(node.key, virtqueue(chains, wait.object), why, wait.proven)
+
+
+def _has_space(queue: Object) -> bool:
+    """
+    Whether a queue has space for any command.
+
+    :param queue: ``struct virtio_gpu_queue *``
+    """
+    try:
+        state = ring_state(queue.vq)
+    except (FaultError, ValidationError, LookupError):
+        return False  # following the queue will tell why
+    return state.indirect and state.free >= _ENTRIES_NEEDED
 
 
 def as_virtqueue(chains: WaitChains, wait: Wait) -> Optional[Wait]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Virtio devices that do not answer: the host is late (VT315)."""
+"""Virtio devices and disks that do not answer: the host is late (VT315)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_nodes import DEVICE, VIRTQUEUE, Node
 from vmcore_tools.kernel.waits import Wait
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
+from vmcore_tools.wait_findings.disk import INTERRUPT, UNHEARD, disk_late
 from vmcore_tools.wait_findings.view import NS_PER_SECOND, Cause, maybe
 
 #: From when on a command takes too long: DRM's drivers of real GPUs give a job at most as long.
@@ -34,7 +35,8 @@ DEVICE_LATE = Rule(
     id="VT315",
     slug="device-not-answering",
     severity=Severity.ERROR,
-    summary="A virtio device has commands of the guest and does not answer, and tasks wait for it.",
+    ranked_with="VT310",
+    summary="A virtio device or a disk has been given something to do and does not answer.",
     remedy=(
         "Look on the host: does QEMU run, and its main loop (does its monitor answer, where are "
         "its threads: gdb -p PID -batch -ex 'thread apply all bt')? For virtio-gpu, look at "
@@ -59,10 +61,14 @@ counts commands of which the driver has not decided yet whether to tell the devi
 if that are all, the driver is at fault, and the finding is `suspected`.
 
 `answered` commands are the opposite: the device is done with them, but no
-interrupt had the driver read the answers. Then look for a lost or a masked
-interrupt (/proc/interrupts, the MSI-X table, an irqfd of the host). Where the
-work that reads them is queued and does not run, this is no finding about the device:
-VT311 or VT312 name what keeps the work from running.
+interrupt had the driver read the answers. It is `suspected`: QEMU ends what I/O it
+can when it is stopped for a dump, so the answers can be younger than the wait.
+Else look for a lost or a masked interrupt (/proc/interrupts, the MSI-X table, an
+irqfd of the host). Where the work that reads them is queued and does not run, the
+device is not to blame: VT311 or VT312 name what keeps the work from running.
+
+Of a disk, `in_flight` requests were started and not completed, the oldest
+`oldest_ns` ago; of one of virtio_blk the rings say as well how many the host has.
 
 Tasks in interruptible sleep count as victims, too, if they wait for a fence of
 the device: that is how Xorg mostly waits for a GPU. They may time out and
@@ -112,9 +118,14 @@ class DeviceLate(Cause):
         node = self.view.node(root.nodes[0])
         if node.kind != DEVICE:
             return None
-        if self.view.longest_ns(root.victims) < min(self.view.threshold_ns, _LATE_NS):
+        if self.view.longest_ns(root.victims) < self._late_ns:
             return None
-        queue = self._queues(node)[0]
+        queues = self._queues(node)
+        if node.name == "disk":
+            return disk_late(self.view, root, DEVICE_LATE, self._late_ns)
+        if not queues:
+            return None
+        queue = queues[0]
         try:
             state = ring_state(queue.object.vq)
             driver = node.object.dev.driver.name.string_().decode(errors="backslashreplace")
@@ -150,6 +161,10 @@ class DeviceLate(Cause):
             unread=unread,
             graph=self.view.drawn(root),
         )
+
+    @property
+    def _late_ns(self) -> int:
+        return min(self.view.threshold_ns, _LATE_NS)
 
     def _queues(self, device: Node) -> List[Node]:
         """The queues of a device that somebody waits for."""
@@ -188,9 +203,9 @@ def _verdict(state: RingState) -> Tuple[Confidence, str, Tuple[str, ...]]:
         return Confidence.PROVEN, what, ()
     if name == "no interrupt":
         return (
-            Confidence.LIKELY,
+            Confidence.SUSPECTED,
             f"The host has answered {{answered}} commands {queue}, and no interrupt told the guest",
-            ("whether an interrupt is under way, and what the host did with it",),
+            (INTERRUPT,),
         )
     if name == "not announced":
         return (
@@ -206,5 +221,5 @@ def _verdict(state: RingState) -> Tuple[Confidence, str, Tuple[str, ...]]:
     return (
         Confidence.LIKELY,
         what + ", and has not even fetched {not_fetched} of them",
-        ("whether the guest's notification reached the host",),
+        (UNHEARD,),
     )

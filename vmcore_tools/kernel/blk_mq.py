@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Block devices: the requests that a driver has and has not completed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Iterator, Optional
+
+import numpy as np
+import numpy.typing as npt
+from drgn import Object
+from drgn.helpers import ValidationError
+from drgn.helpers.linux.timekeeping import ktime_get_coarse_ns
+from drgn.helpers.linux.xarray import xa_for_each
+
+from vmcore_tools.kernel.jiffies import jiffies_age_ns
+from vmcore_tools.kernel.layout import field_dtype, read_structs
+
+#: Bounds that no machine reaches; damaged counts must end.
+_HW_QUEUES_MAX = 65536
+_TAGS_MAX = 1 << 20
+#: Pages and bios of one request.
+_PAGES_MAX = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class InFlight:
+    """
+    The requests that a driver has started and not completed.
+
+    :ivar requests: uint64 array of ``struct request *``
+    :ivar oldest_ns: how long ago the oldest one was allocated or, if that is not known, started;
+        None if there is none
+    """
+
+    requests: npt.NDArray[np.uint64]
+    oldest_ns: Optional[int]
+
+
+def for_each_hw_queue(queue: Object) -> Iterator[Object]:
+    """
+    Iterate over the hardware queues of a request queue. Mirrors ``queue_for_each_hw_ctx()``.
+
+    :param queue: ``struct request_queue *``
+    :return: Iterator of ``struct blk_mq_hw_ctx *``
+    :raises drgn.helpers.ValidationError: if there are too many
+    """
+    # 4e5cc99e1e48 ("blk-mq: manage hctx map via xarray") in v5.18.
+    if hasattr(queue, "hctx_table"):
+        for number, (_, entry) in enumerate(xa_for_each(queue.hctx_table.address_of_())):
+            if number >= _HW_QUEUES_MAX:
+                raise ValidationError("a request queue has too many hardware queues")
+            yield Object(queue.prog_, "struct blk_mq_hw_ctx *", value=entry.value_())
+        return
+    count = int(queue.nr_hw_queues.value_())
+    if count > _HW_QUEUES_MAX:
+        raise ValidationError(f"a request queue has {count} hardware queues")
+    for number in range(count):
+        hardware = queue.queue_hw_ctx[number].read_()
+        if hardware:
+            yield hardware
+
+
+def requests_in_flight(queue: Object) -> InFlight:
+    """
+    The requests of a queue that its driver has started and not completed.
+
+    Mirrors ``blk_mq_queue_tag_busy_iter()`` and ``blk_mq_request_started()``.
+
+    :param queue: ``struct request_queue *``
+    :raises FaultError: if the tags are not in the dump
+    :raises drgn.helpers.ValidationError: if they are damaged
+    :raises LookupError: without the debug info of blk-mq
+    """
+    prog = queue.prog_
+    type_ = prog.type("struct request")
+    members = {"queue": "q", "state": "state", "timeout": "timeout", "start": "start_time_ns"}
+    # 079076b3416e ("block: remove deadline __deadline manipulation helpers") in v5.0.
+    members["deadline"] = "deadline" if type_.has_member("deadline") else "__deadline"
+    started = prog.constant("MQ_RQ_IN_FLIGHT").value_()
+    addresses = np.unique(np.concatenate([np.zeros(0, np.uint64), *_tagged(queue)])).tolist()
+    structs, read = read_structs(prog, addresses, field_dtype(type_, members))
+    if not read.all():
+        # The first one that is missing tells of itself.
+        prog.read(addresses[int(np.argmin(read))], type_.size)
+    chosen = (structs["queue"] == queue.value_()) & (structs["state"] == started)
+    structs = structs[chosen]
+    requests = np.array(addresses, dtype=np.uint64)[chosen]
+    return InFlight(requests, _oldest_ns(queue, structs) if len(structs) else None)
+
+
+def _tagged(queue: Object) -> Iterator[npt.NDArray[np.uint64]]:
+    """What the tags of all hardware queues point to, or pointed to."""
+    seen = set()
+    for hardware in for_each_hw_queue(queue):
+        tags = hardware.tags.read_()
+        # Queues can have one set of tags together.
+        if not tags or tags.value_() in seen:
+            continue
+        seen.add(tags.value_())
+        count = int(tags.nr_tags.value_())
+        if count > _TAGS_MAX:
+            raise ValidationError(f"a hardware queue has {count} tags")
+        data = queue.prog_.read(tags.rqs.value_(), 8 * count)
+        order = "<" if queue.prog_.platform.flags.IS_LITTLE_ENDIAN else ">"
+        requests = np.frombuffer(data, dtype=f"{order}u8").astype(np.uint64)
+        yield requests[requests != 0]
+
+
+def _oldest_ns(queue: Object, structs: npt.NDArray[np.void]) -> Optional[int]:
+    """
+    By the requests' timers, which start again when they expire, and by when they were allocated.
+
+    Not all requests have a time of the latter.
+    """
+    prog = queue.prog_
+    now_ns = int(ktime_get_coarse_ns(prog).value_())
+    starts = structs["start"].astype(np.int64)
+    ages = [now_ns - start for start in starts.tolist() if 0 < start <= now_ns]
+    begun = structs["deadline"].astype(np.uint64) - structs["timeout"].astype(np.uint64)
+    ages += [age for age in jiffies_age_ns(prog, begun).tolist() if age >= 0]
+    return max(ages, default=None)
+
+
+def for_each_page(request: Object) -> Iterator[Object]:
+    """
+    Iterate over the pages that a request reads or writes.
+
+    :param request: ``struct request *``
+    :return: Iterator of ``struct page *``, of each page of larger parts
+    :raises FaultError: if a bio is not in the dump
+    :raises drgn.helpers.ValidationError: if there are too many
+    """
+    size = request.prog_["PAGE_SIZE"].value_()
+    bio = request.bio.read_()
+    left = _PAGES_MAX
+    while bio:
+        for number in range(int(bio.bi_vcnt.value_())):
+            part = bio.bi_io_vec[number].read_()
+            end = part.bv_offset.value_() + part.bv_len.value_()
+            pages = -(-int(end) // size)
+            left -= pages
+            if left < 0:
+                raise ValidationError("a request has too many pages")
+            for page in range(pages):
+                yield part.bv_page + page
+        left -= 1
+        bio = bio.bi_next.read_()
