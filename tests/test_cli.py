@@ -285,7 +285,7 @@ def test_triage_leaves_out_what_needs_an_argument(
 
 @USAGE
 def test_text_of_the_dump_is_escaped(capsys: Capture) -> None:
-    for format in ("table", "markdown", "json"):
+    for format in ("table", "markdown", "html", "json"):
         triage("leaks", "--format", format)
         out = capsys.readouterr().out
         assert "\x1b" not in out
@@ -303,7 +303,7 @@ def test_redact_and_timings(capsys: Capture) -> None:
 
 @USAGE
 def test_output_is_the_same_each_time(capsys: Capture) -> None:
-    for format in ("table", "markdown", "json"):
+    for format in ("table", "markdown", "html", "json"):
         outs = []
         for _ in range(2):
             triage("leaks,waits,clean,blind", "--format", format)

@@ -13,7 +13,7 @@ from vmcore_tools.model import Severity
 from vmcore_tools.report import FORMATS
 
 #: Rows of each table, by format, if --limit does not say.
-DEFAULT_LIMIT = {"table": 20, "markdown": 20, "json": 1000}
+DEFAULT_LIMIT = {"table": 20, "markdown": 20, "html": 200, "json": 1000}
 
 #: Keeps an analysis's options apart from ours in the namespace.
 _PREFIX = "analysis_option_"

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from vmcore_tools.model import Report
-from vmcore_tools.report import json, markdown, table
+from vmcore_tools.report import html, json, markdown, table
 from vmcore_tools.report.redact import redact as _redact
 
-FORMATS = ("table", "json", "markdown")
+FORMATS = ("table", "json", "markdown", "html")
 
 #: Columns of text where no terminal says how wide it is.
 DEFAULT_WIDTH = 100
@@ -35,6 +35,8 @@ def render(
         return json.render(report, timings=timings)
     if format == "markdown":
         return markdown.render(report, timings=timings)
+    if format == "html":
+        return html.render(report, timings=timings)
     if format == "table":
         return table.render(report, timings=timings, width=width)
     raise ValueError(f"no such format: {format}")
