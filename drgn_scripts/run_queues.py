@@ -7,7 +7,7 @@ the kernel notes with CONFIG_SCHED_INFO (task delay accounting or scheduler
 statistics). Without it there is the time since a queued task last ran: it has
 waited no longer than that, but perhaps only since it was woken just now.
 
-Deadline tasks that are queued are not listed.
+Tasks of sched_ext that are queued are counted and not listed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vmcore_tools.kernel.run_queue import (
     for_each_run_queue,
     need_resched,
     scheduling_policy,
+    unlisted_tasks,
 )
 from vmcore_tools.kernel.task import sched_now_ns, task_comm
 from vmcore_tools.model import Absent, Kind, Maybe, column
@@ -50,7 +51,7 @@ class Cpu:
 @dataclasses.dataclass(frozen=True)
 class QueuedTask:
     """
-    A task that can run and does not: real-time tasks first, by priority.
+    A task that can run and does not: deadline tasks first, then real-time ones by priority.
 
     One that is `throttled` does not wait for the CPU: its cgroup's quota is used up.
     """
@@ -70,6 +71,9 @@ def analyze(ctx: Context) -> Iterator[Any]:
     now_ns = sched_now_ns(ctx.prog)
     try:
         for queue in for_each_run_queue(ctx.prog, now_ns):
+            unlisted = unlisted_tasks(queue)
+            if unlisted:
+                ctx.coverage.gap("queued task", "of the sched_ext class", count=unlisted)
             yield from _rows(queue, now_ns)
     except (FaultError, ValidationError) as error:
         ctx.coverage.gap("run queue", f"it cannot be read: {error}")

@@ -192,10 +192,8 @@ def test_who_may_wait_long_by_right(policy: int, static_prio: int, low: bool) ->
     assert is_of_low_weight(one) is low
 
 
-def test_deadline_and_sched_ext_tasks_are_counted_but_for_the_current_one() -> None:
-    one, other = Struct(sched_class=DL_CLASS, prog_=CLASSES), task()
-    two, none = Struct(dl_nr_running=2), Struct(dl_nr_running=0)
-    assert unlisted_tasks(queue(other, dl=none)) == 0
-    assert unlisted_tasks(queue(other, dl=two)) == 2
-    assert unlisted_tasks(queue(one, dl=two)) == 1
-    assert unlisted_tasks(queue(other, dl=none, scx=Struct(nr_running=3))) == 3
+def test_sched_ext_tasks_are_counted_but_for_the_current_one() -> None:
+    one, other = Struct(sched_class=EXT_CLASS, prog_=CLASSES), task()
+    assert unlisted_tasks(queue(other)) == 0
+    assert unlisted_tasks(queue(other, scx=Struct(nr_running=3))) == 3
+    assert unlisted_tasks(queue(one, scx=Struct(nr_running=3))) == 2

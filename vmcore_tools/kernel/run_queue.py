@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from drgn import Object, Program
+from drgn import Object, Program, container_of
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu
-from drgn.helpers.linux.rbtree import RB_EMPTY_NODE
+from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, rq_for_each_fair_task
 
 #: A bound that no machine reaches; a damaged list must end.
@@ -65,7 +65,8 @@ class RunQueue:
     :ivar current: ``struct task_struct *`` that it runs; the idle task, if none
     :ivar current_ns: how long that has run without a break; None without
         CONFIG_SCHED_INFO for tasks that are not of the fair class, and for the idle task
-    :ivar queued: real-time tasks first, by priority; then those of the fair class
+    :ivar queued: deadline tasks first, then real-time ones by priority, then those of the
+        fair class
     :ivar throttled: tasks on its lists that do not wait for the CPU: their
         cgroup has used up its quota
     """
@@ -129,12 +130,13 @@ def run_queue(prog: Program, cpu: int, online: bool, now_ns: int) -> RunQueue:
 
 def for_each_queued_task(rq: Object) -> Iterator[Object]:
     """
-    Iterate over the tasks of the real-time and fair classes on a run queue.
+    Iterate over the tasks of the deadline, real-time and fair classes on a run queue.
 
     :param rq: ``struct rq *``
     :return: Iterator of ``struct task_struct *``
     :raises drgn.helpers.ValidationError: if a list is damaged
     """
+    yield from _deadline_tasks(rq)
     number = 0
     if rq.rt.rt_nr_running.value_():
         for queue in rq.rt.active.queue:
@@ -150,6 +152,21 @@ def for_each_queued_task(rq: Object) -> Iterator[Object]:
         if number > _TASKS_MAX:
             return
         yield task
+
+
+def _deadline_tasks(rq: Object) -> Iterator[Object]:
+    """Those of the deadline class, the earliest deadline first."""
+    left = rq.dl.dl_nr_running.value_()
+    if not left:
+        return
+    root = rq.dl.root.rb_root.address_of_()
+    for entity in rbtree_inorder_for_each_entry("struct sched_dl_entity", root, "rb_node"):
+        # The fair server is no task, and counts as one (v6.12).
+        if not (hasattr(entity, "dl_server") and entity.dl_server.value_()):
+            yield container_of(entity, "struct task_struct", "dl")
+        left -= 1
+        if not left:
+            return
 
 
 def _fair_tasks(rq: Object) -> Iterator[Object]:
@@ -309,28 +326,16 @@ def is_of_low_weight(task: Object) -> bool:
 
 
 def unlisted_tasks(queue: RunQueue) -> int:
-    """How many queued tasks of the deadline and sched_ext classes are not listed."""
-    rq, current = queue.rq, queue.current
-    number = int(rq.dl.dl_nr_running.value_())
-    # "sched/fair: Add trivial fair server" (v6.12): it is counted as if it were a task.
-    for name in ("fair_server", "ext_server"):
-        if hasattr(rq, name):
-            number -= not RB_EMPTY_NODE(getattr(rq, name).rb_node.address_of_())
-    if hasattr(rq, "scx"):
-        number += int(rq.scx.nr_running.value_())
-    if not queue.idle and not _is_listed_class(current):
-        number -= 1
-    return max(0, number)
-
-
-def _is_listed_class(task: Object) -> bool:
-    for name in ("dl_sched_class", "ext_sched_class"):
-        try:
-            if task.sched_class == task.prog_[name].address_of_():
-                return False
-        except KeyError:
-            continue
-    return True
+    """How many queued tasks of the sched_ext class are not listed."""
+    rq = queue.rq
+    if not hasattr(rq, "scx"):
+        return 0
+    number = int(rq.scx.nr_running.value_())
+    try:
+        current = queue.current.sched_class == queue.current.prog_["ext_sched_class"].address_of_()
+    except KeyError:
+        current = False
+    return max(0, number - current)
 
 
 def scheduling_policy(task: Object) -> str:

@@ -146,7 +146,7 @@ class WaitView:
             queues[cpu] = queue
             if unlisted:
                 self.ctx.coverage.gap(
-                    "queued task", "of the deadline or sched_ext class: not listed", count=unlisted
+                    "queued task", "of the sched_ext class: not listed", count=unlisted
                 )
         return queues
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Queued tasks of all classes: those with deadlines are in a tree, with the fair server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+from drgn import Object, offsetof
+
+from tests.layouts.machine import Machine
+from vmcore_tools.kernel.run_queue import for_each_queued_task
+
+
+class Queue:
+    """The run queue of CPU 0."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.type = machine, machine.prog.type("struct rq")
+        self.address = machine.per_cpu(machine.variable("runqueues"), 0)
+        machine.link(self.at("cfs_tasks"))
+
+    def at(self, designator: str) -> int:
+        return self.address + offsetof(self.type, designator)
+
+    def put(self, **members: int) -> None:
+        names = {name.replace("__", "."): value for name, value in members.items()}
+        self.machine.put("struct rq", self.address, dict(names))
+
+    def task(self, pid: int) -> int:
+        return self.machine.new("struct task_struct", {"pid": pid})
+
+    def node(self, task: int) -> int:
+        return task + offsetof(self.machine.prog.type("struct task_struct"), "dl.rb_node")
+
+    def tree(self, root: int, left: int = 0, right: int = 0) -> None:
+        """A node and its children: the first to run is at the left."""
+        type_ = self.machine.prog.type("struct rb_node")
+        self.machine.words(root + offsetof(type_, "rb_left"), [left])
+        self.machine.words(root + offsetof(type_, "rb_right"), [right])
+
+    @property
+    def pids(self) -> List[int]:
+        rq = Object(self.machine.prog, "struct rq *", value=self.address)
+        return [task.pid.value_() for task in for_each_queued_task(rq)]
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Queue]:
+    machine = Machine("run_queue.c", tmp_path, "6.12.30")
+    yield Queue(machine)
+    machine.close()
+
+
+def fair(queue: Queue, pid: int) -> None:
+    task = queue.task(pid)
+    node = offsetof(queue.machine.prog.type("struct task_struct"), "se.group_node")
+    queue.machine.link(queue.at("cfs_tasks"), [task + node])
+
+
+def test_the_earliest_deadline_comes_first_and_before_all_others(queue: Queue) -> None:
+    fair(queue, 9)
+    tasks = [queue.node(queue.task(pid)) for pid in (1, 2, 3)]
+    queue.tree(tasks[1], tasks[0], tasks[2])
+    queue.put(dl__root__rb_root__rb_node=tasks[1], dl__dl_nr_running=3)
+    assert queue.pids == [1, 2, 3, 9]
+
+
+def test_the_fair_server_is_no_task(queue: Queue) -> None:
+    fair(queue, 9)
+    task, server = queue.node(queue.task(1)), queue.at("fair_server.rb_node")
+    bits = queue.at("fair_server") + offsetof(
+        queue.machine.prog.type("struct sched_dl_entity"), "deadline"
+    )
+    queue.machine.write(bits + 8, bytes([2]))
+    queue.tree(server, right=task)
+    queue.put(dl__root__rb_root__rb_node=server, dl__dl_nr_running=2)
+    assert queue.pids == [1, 9]
+
+
+def test_a_tree_that_is_damaged_ends(queue: Queue) -> None:
+    task = queue.node(queue.task(1))
+    queue.tree(task, right=task)
+    queue.put(dl__root__rb_root__rb_node=task, dl__dl_nr_running=2)
+    assert queue.pids == [1, 1]
+
+
+def test_a_tree_is_not_looked_at_where_none_is_queued(queue: Queue) -> None:
+    queue.put(dl__root__rb_root__rb_node=0x1234)
+    assert queue.pids == []
