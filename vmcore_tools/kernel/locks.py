@@ -24,6 +24,8 @@ _RWSEM_FLAG_WAITERS = 2
 _RWSEM_READER_OWNED = 1
 #: RWSEM_FLAG_WAITERS and RWSEM_FLAG_HANDOFF.
 _RWSEM_FLAGS_OF_WAITERS = 6
+_RWSEM_WRITER_LOCKED = 1
+_RWSEM_READER_SHIFT = 8
 #: Before v5.3, on 64-bit machines.
 _RWSEM_WAITING_BIAS = -(1 << 32)
 _RT_MUTEX_HAS_WAITERS = 1
@@ -132,6 +134,19 @@ def rwsem_holder(sem: Object, tasks: Container[int]) -> Optional[Holder]:
     # With CONFIG_DEBUG_RWSEMS a reader that lets go takes its name away.
     certain = locked is RwsemLocked.WRITE_LOCKED or hasattr(sem, "magic")
     return Holder(owner, certain)
+
+
+def rwsem_readers(sem: Object) -> Optional[int]:
+    """
+    How many readers have a read-write semaphore; the kernel does not know who they are.
+
+    :param sem: ``struct rw_semaphore *``
+    :return: 0 if a writer has it, or nobody; None before v5.3, where who waits is counted, too
+    """
+    if not _has_flags(sem):
+        return None
+    count = int(sem.count.counter.value_())
+    return 0 if count & _RWSEM_WRITER_LOCKED else count >> _RWSEM_READER_SHIFT
 
 
 def rwsem_readers_behind_writers(sem: Object) -> Iterator[Tuple[Object, Object]]:

@@ -16,6 +16,7 @@ from vmcore_tools.kernel.locks import (
     semaphore_holder,
 )
 from vmcore_tools.kernel.percpu_rwsem import percpu_rwsem_writer
+from vmcore_tools.kernel.task import is_uninterruptible
 from vmcore_tools.kernel.wait_graph import Edge
 from vmcore_tools.kernel.wait_nodes import HELD_BY, LOCK, QUEUED_BEHIND, READ_BY, Node
 from vmcore_tools.kernel.waits import Wait
@@ -53,9 +54,24 @@ def _writer_before(chains: WaitChains, task: Object, wait: Wait) -> Optional[Obj
 def follow_lock(chains: WaitChains, node: Node) -> Iterator[Edge]:
     """From a lock to the task that has it."""
     holder = _holder(chains, node)
-    if holder is not None:
+    if holder is not None and (holder.certain or _may_have(chains, holder.task, node)):
         why = HELD_BY if holder.certain else READ_BY
         yield Edge(node.key, chains.task(holder.task), why, holder.certain)
+
+
+def _may_have(chains: WaitChains, task: Object, node: Node) -> bool:
+    """
+    Whether the last reader of a lock may still have it.
+
+    It has let go if it waits for the lock again: nobody may take it twice. And
+    who sleeps where any signal ends it is on its way through no such section:
+    it has most likely left that long ago.
+    """
+    last = chains.nodes[chains.task(task)]
+    if last.state != "asleep":
+        return True
+    again = last.wait is not None and last.wait.object.value_() == node.object.value_()
+    return not again and is_uninterruptible(task)
 
 
 def _holder(chains: WaitChains, node: Node) -> Optional[Holder]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Optional
 
+from vmcore_tools.kernel.locks import rwsem_readers
 from vmcore_tools.kernel.wait_graph import Root
 from vmcore_tools.kernel.wait_nodes import HELD_BY, READ_BY, TASK
 from vmcore_tools.model import Evidence, Finding, Kind, Rule, Severity
@@ -20,8 +21,10 @@ HOLDER_ASLEEP = Rule(
     page="""\
 The holder is the task that the lock itself names. What it sleeps in is given
 where the kernel's lists show it; nobody is known who would end it. It may also
-be kept off the CPU by its cgroup's quota. For an rwsem
-that readers have, the lock names only the last one: then it is `suspected`.""",
+be kept off the CPU by its cgroup's quota. For an rwsem that readers have, the
+lock names only the last one, who may have let go: then it is `suspected`, and
+`readers` is how many have it. A last reader that waits for the lock again, or
+sleeps where any signal would wake it, is not taken for a holder.""",
 )
 
 
@@ -38,17 +41,25 @@ class HolderAsleep(Cause):
         if not edges:
             return None
         lock = self.view.chains.nodes[edges[0].source]
+        has = "{comm} ({pid}) has the {lock} at {lock_address}"
+        readers = rwsem_readers(lock.object) if edges[0].why == READ_BY else None
+        if readers is not None:
+            has = (
+                "{comm} ({pid}) is the last of those that took the {lock} at {lock_address}, which "
+                "{readers} readers have,"
+            )
         return Finding(
             rule=HOLDER_ASLEEP,
             confidence=self.view.confidence(edges),
             message=(
-                "{comm} ({pid}) has the {lock} at {lock_address} and {doing}; {victims} tasks wait "
-                "behind it, first of them {victim} ({victim_pid}) for {wait_ns}."
+                f"{has} and {{doing}}; {{victims}} tasks wait behind it, first of them {{victim}} "
+                "({victim_pid}) for {wait_ns}."
             ),
             subject=self.view.ref(node),
             evidence=(
                 Evidence("lock", Kind.TEXT, self.view.name(lock)),
                 Evidence("lock_address", Kind.ADDRESS, int(lock.object.value_())),
+                *(Evidence("readers", Kind.COUNT, n) for n in (readers,) if n is not None),
                 *self.view.culprit(node),
                 *self.view.victims(root),
             ),

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from drgn import FaultError, Object, sizeof
+from drgn.helpers.linux.locking import rwsem_owner
 
 from vmcore_tools.kernel.containers import Container, Containers, pointers_to
+from vmcore_tools.kernel.locks import rwsem_readers
 from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.task import is_killable, task_comm
 from vmcore_tools.kernel.wait_graph import Edge, Root
@@ -227,6 +230,7 @@ class WakerUnknown:
             )
             if container.offset or container.place == "stack":
                 message += ", in {part_of}"
+        evidence += _of_readers(node)
         message += (
             ", and nothing says who would end that; first of them {victim} ({victim_pid}) for "
             "{wait_ns}."
@@ -261,6 +265,21 @@ class WakerUnknown:
             unread=("what would make it end",),
             graph=view.drawn(root, only=root.victims),
         )
+
+
+def _of_readers(node: Node) -> List[Evidence]:
+    """Who has a read-write semaphore, as far as it knows."""
+    readers = rwsem_readers(node.object) if node.name == "rwsem" else None
+    if not readers:
+        return []
+    evidence = [Evidence("readers", Kind.COUNT, readers)]
+    last = rwsem_owner(node.object)
+    with contextlib.suppress(FaultError):  # it may have ended
+        evidence += [
+            Evidence("last_reader", Kind.SENSITIVE, task_comm(last)),
+            Evidence("last_reader_pid", Kind.PID, int(last.pid.value_())),
+        ]
+    return evidence
 
 
 def _of_container(container: Container) -> List[Evidence]:
