@@ -44,16 +44,22 @@ from vmcore_tools.gem_findings import (
     leaks,
     unknown_holders,
 )
-from vmcore_tools.kernel.audit import Audit, Verdict, audit
+from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
 from vmcore_tools.kernel.audit_containers import with_containers_in_use
 from vmcore_tools.kernel.drm_clients import DrmClient, DrmClients, drm_clients
 from vmcore_tools.kernel.files import mm_users
 from vmcore_tools.kernel.gem_holders import KINDS, GemHolders, gem_holders
 from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.object_types import is_kmalloc
+from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.kernel.virtio_gpu_objects import object_layout, pages_in_memory
+from vmcore_tools.kernel.virtio_gpu_objects import (
+    is_left_over,
+    object_layout,
+    pages_in_memory,
+)
 from vmcore_tools.model import Absent, Kind, Maybe, column
 
 Ints = npt.NDArray[np.int64]
@@ -126,6 +132,10 @@ def analyze(ctx: Context) -> Iterator[Any]:
         verdict = _still_there(ctx.prog, holders, audited)
         audited = dataclasses.replace(audited, verdict=verdict)
     audited = with_containers_in_use(index, audited)
+    audited = _with_left_overs(index, holders, audited)
+    # Objects of a device in a cache are alike.
+    alike = holders.gems.device.astype(np.int64) + holders.gems.cache
+    audited = with_likely_leaks(audited, alike)
     count_audit_gaps(ctx, index, audited, "GEM objects")
     result = GemAudit(holders, audited, _pages(ctx, holders))
     files = [file for known in holders.devices for file in known.files]
@@ -156,6 +166,34 @@ def _still_there(prog: Program, holders: GemHolders, result: Audit) -> npt.NDArr
     same = read & (structs["count"] == holders.gems.refcount[accused])
     verdict[accused[~same]] = Verdict.IN_USE
     return verdict
+
+
+def _with_left_overs(index: SlabIndex, holders: GemHolders, result: Audit) -> Audit:
+    """
+    Take objects for likely leaked that only left-overs of arrays of commands point at.
+
+    Only where others of the device are proven to leak: who knows what such a pointer is.
+    """
+    gems = holders.gems
+    leaking = set(gems.device[result.verdict == Verdict.LEAKED].tolist())
+    verdict = result.verdict.copy()
+    for i in np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist():
+        if int(gems.device[i]) in leaking and all(
+            reference.place == Place.SLAB_OBJECT
+            and reference.value == int(gems.address[i])
+            and _is_left_over(index, reference)
+            for reference in result.pointers[i]
+        ):
+            verdict[i] = Verdict.LIKELY_LEAKED
+    return dataclasses.replace(result, verdict=verdict)
+
+
+def _is_left_over(index: SlabIndex, reference: Reference) -> bool:
+    row = int(index.find(np.array([reference.container], dtype=np.uint64))[0])
+    if row < 0 or not is_kmalloc(index.caches[index.cache[row]]):
+        return False
+    size = index.caches[index.cache[row]].object_size_bytes
+    return is_left_over(index.prog, reference.container, size, reference.offset)
 
 
 def _pages(ctx: Context, holders: GemHolders) -> Ints:

@@ -179,13 +179,27 @@ struct dma_buf_attachment keep_dma_buf_attachment;
 
 /* include/drm/drm_gem.h */
 
+struct drm_vma_offset_node {
+	atomic_t vm_lock;
+	/* Of this one only the size is known to be right. */
+	char vm_node[160] __attribute__((aligned(8)));
+	struct rb_root vm_files;
+	bool readonly : 1;
+};
+
+struct drm_vma_offset_file {
+	struct rb_node vm_rb;
+	void *vm_tag;
+	unsigned long vm_count;
+};
+struct drm_vma_offset_file keep_drm_vma_offset_file;
+
 struct drm_gem_object {
 	struct kref refcount;
 	unsigned int handle_count;
 	struct drm_device *dev;
 	struct file *filp;
-	/* Of its members only the size is known to be right. */
-	char vma_node[184] __attribute__((aligned(8)));
+	struct drm_vma_offset_node vma_node;
 	size_t size;
 	int name;
 	struct dma_buf *dma_buf;
@@ -327,11 +341,26 @@ struct drm_mode_config {
 	struct list_head plane_list;
 };
 
+struct drm_fb_helper {
+	struct drm_device *dev;
+};
+struct drm_fb_helper keep_drm_fb_helper;
+
+struct drm_vma_offset_manager {
+	atomic_t vm_lock;
+	unsigned long vm_addr_space_mm[32];
+};
+struct drm_vma_offset_manager keep_drm_vma_offset_manager;
+
 struct drm_device {
 	struct drm_driver *driver;
 	void *dev_private;
 	struct list_head filelist;
+	struct list_head filelist_internal;
 	struct drm_mode_config mode_config;
+	struct idr object_name_idr;
+	struct drm_vma_offset_manager *vma_offset_manager;
+	struct drm_fb_helper *fb_helper;
 };
 
 struct drm_minor {
@@ -339,10 +368,37 @@ struct drm_minor {
 };
 struct drm_minor keep_drm_minor;
 
+struct drm_mode_object {
+	uint32_t id;
+	uint32_t type;
+	struct kref refcount;
+};
+
 struct drm_framebuffer {
 	struct drm_device *dev;
 	struct list_head head;
+	struct drm_mode_object base;
+	struct drm_gem_object *obj[4];
 };
+
+/* include/linux/mm_types.h and mm.h, of which nothing is mapped here */
+
+struct vm_area_struct;
+
+struct vm_operations_struct {
+	void (*open)(struct vm_area_struct *area);
+	void (*close)(struct vm_area_struct *area);
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	struct mm_struct *vm_mm;
+	const struct vm_operations_struct *vm_ops;
+	struct file *vm_file;
+	void *vm_private_data;
+};
+struct vm_area_struct keep_vm_area_struct;
+struct kmem_cache *vm_area_cachep;
 
 struct drm_plane_state {
 	struct dma_fence *fence;
@@ -367,8 +423,43 @@ struct virtio_gpu_framebuffer {
 };
 struct virtio_gpu_framebuffer keep_virtio_gpu_framebuffer;
 
+/* include/drm/ttm/ttm_bo_driver.h; of bdev's members only their order is known to be right */
+
+#define TTM_NUM_MEM_TYPES 8
+#define TTM_MAX_BO_PRIORITY 4
+
+struct ttm_mem_type_manager {
+	struct ttm_bo_device *bdev;
+	struct list_head lru[TTM_MAX_BO_PRIORITY];
+};
+
+struct ttm_bo_global {
+	char kobj[64];
+	struct ttm_mem_global *mem_glob;
+	struct page *dummy_read_page;
+	struct mutex device_list_mutex;
+	spinlock_t lru_lock;
+	struct list_head device_list;
+	struct list_head swap_lru[TTM_MAX_BO_PRIORITY];
+	atomic_t bo_count;
+};
+struct ttm_bo_global keep_ttm_bo_global;
+
+struct ttm_bo_device {
+	struct list_head device_list;
+	struct ttm_bo_global *glob;
+	struct ttm_mem_type_manager man[TTM_NUM_MEM_TYPES];
+	struct drm_vma_offset_manager vma_manager;
+	struct list_head ddestroy;
+};
+
+struct virtio_gpu_mman {
+	struct ttm_bo_device bdev;
+};
+
 struct virtio_gpu_device {
 	struct drm_device *ddev;
+	struct virtio_gpu_mman mman;
 	struct virtio_gpu_fence_driver fence_drv;
 };
 struct virtio_gpu_device keep_virtio_gpu_device;

@@ -285,13 +285,27 @@ struct drm_gem_object_funcs {
 	void (*free)(struct drm_gem_object *obj);
 };
 
+struct drm_vma_offset_node {
+	atomic_t vm_lock;
+	/* Of this one only the size is known to be right. */
+	char vm_node[160] __attribute__((aligned(8)));
+	struct rb_root vm_files;
+	bool readonly : 1;
+};
+
+struct drm_vma_offset_file {
+	struct rb_node vm_rb;
+	void *vm_tag;
+	unsigned long vm_count;
+};
+struct drm_vma_offset_file keep_drm_vma_offset_file;
+
 struct drm_gem_object {
 	struct kref refcount;
 	unsigned int handle_count;
 	struct drm_device *dev;
 	struct file *filp;
-	/* Of its members only the size is known to be right. */
-	char vma_node[184] __attribute__((aligned(8)));
+	struct drm_vma_offset_node vma_node;
 	size_t size;
 	int name;
 	struct dma_buf *dma_buf;

@@ -79,6 +79,7 @@ WRITTEN_OUT = (
     "struct rw_semaphore",
     "struct sync_file",
     "struct track",
+    "struct ttm_bo_global",
     "struct ttm_buffer_object",
     "struct virtio_gpu_fence",
     "struct virtio_gpu_fence_driver",

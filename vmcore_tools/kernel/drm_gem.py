@@ -35,6 +35,10 @@ _SIZE_MAX = 1 << 47
 #: ``DRM_FORMAT_MAX_PLANES``, and the macro that tells which of a framebuffer's
 #: planes count as handles: ``DRM_FRAMEBUFFER_HAS_HANDLE_REF()``.
 _HANDLE_REF_BITS = 0xF
+#: Levels of a red-black tree of more files than there can be.
+_TREE_DEPTH_MAX = 64
+#: GEM objects whose bytes are looked at together.
+_AT_ONCE = 4096
 
 
 def for_each_gem_handle(file: Object) -> Iterator[Tuple[int, Object]]:
@@ -348,8 +352,34 @@ def internal_words(
     return np.concatenate(found)
 
 
-#: GEM objects whose bytes are looked at together.
-_AT_ONCE = 4096
+def offset_file_nodes(prog: Program, gems: U64) -> U64:
+    """
+    What remembers the files that may map a GEM object, one for each file with a handle.
+
+    Such a ``struct drm_vma_offset_file`` (``drm_vma_node_allow()``) is smaller than its
+    memory: behind it is what was left there.
+
+    :param gems: uint64 array of ``struct drm_gem_object *``
+    :return: uint64 array of their addresses
+    """
+    try:
+        files = field_dtype(prog.type(_GEM), {"root": "vma_node.vm_files.rb_node"})
+        type_ = prog.type("struct drm_vma_offset_file")
+    except LookupError:
+        return np.zeros(0, dtype=np.uint64)
+    links = field_dtype(type_, {"left": "vm_rb.rb_left", "right": "vm_rb.rb_right"})
+    start = np.uint64(offsetof(type_, "vm_rb"))
+    structs, _ = read_structs(prog, gems.tolist(), files)
+    level = np.unique(structs["root"][structs["root"] != 0]).astype(np.uint64)
+    found = [np.zeros(0, dtype=np.uint64)]
+    for _ in range(_TREE_DEPTH_MAX):
+        if not len(level):
+            break
+        found.append(level - start)
+        structs, _ = read_structs(prog, found[-1].tolist(), links)
+        below = np.concatenate([structs["left"], structs["right"]])
+        level = np.unique(below[below != 0]).astype(np.uint64)
+    return np.unique(np.concatenate(found))
 
 
 def words_of(prog: Program, type_name: str, address: int) -> U64:

@@ -32,6 +32,7 @@ from vmcore_tools.kernel.drm_gem import (
     gem_of_fbdev,
     gems_of_framebuffer,
     internal_words,
+    offset_file_nodes,
     words_of,
 )
 from vmcore_tools.kernel.files import mappings_of
@@ -304,6 +305,9 @@ class _Walk:
             if layout is not None:
                 sizes[driver] = sizeof(layout.type) - layout.gem
         self._not_held(internal_words(prog, gems, sizes, drivers))
+        start, size = slots_around(self.index, offset_file_nodes(prog, gems.address))
+        words = np.arange(int(size.max(initial=0)) // 8, dtype=np.uint64) * np.uint64(8)
+        self._not_held((start[:, None] + words).reshape(-1))
         manager = "struct drm_vma_offset_manager"
         for known in devices:
             device = known.device

@@ -137,6 +137,29 @@ def _answered_arrays(device: Object) -> Iterator[int]:
         yield array.value_()
 
 
+def is_left_over(prog: Program, container: int, size_bytes: int, offset: int) -> bool:
+    """
+    Whether a pointer in a slab object is where an array of objects has one, and there is no array.
+
+    Arrays are not cleared when they are freed, nor is what has their memory next. All arrays
+    that are used are among :class:`CommandObjects`, or tasks have them at hand.
+
+    :param container: address of the slab object
+    :param size_bytes: of the slab object
+    :param offset: of the pointer in it
+    """
+    try:
+        type_ = prog.type(_ARRAY)
+        array = Object(prog, type_, address=container)
+        first = offsetof(type_, "objs")
+        count, total = array.nents.value_(), array.total.value_()
+    except (LookupError, FaultError):
+        return False
+    if offset < first or offset % 8:
+        return False
+    return not (0 < count <= total and first + 8 * total <= size_bytes)
+
+
 def _held(prog: Program, arrays: Dict[int, int]) -> HeldGems:
     """
     :param arrays: address of each array to what has it
