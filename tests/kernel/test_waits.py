@@ -258,6 +258,21 @@ def test_a_percpu_rwsem_is_on_no_stack(machine: Machine) -> None:
     assert find(task, [task]) is None
 
 
+@pytest.mark.parametrize(("readers", "waits"), [(2, True), (0, False), (-(1 << 31) + 1, False)])
+def test_the_writer_that_waits_for_the_readers_with_preempt_rt(
+    machine: Machine, readers: int, waits: bool
+) -> None:
+    task, other = Task(machine), Task(machine)
+    members = {"readers.counter": readers, "rtmutex.owner": task.address | WAITERS}
+    rwbase = machine.new("struct rwbase_rt", members)
+    for each in (task, other):
+        each.enter("schedule", 64)
+        each.enter("rwbase_write_lock", 256)
+        machine.words(each.sp + 40, [rwbase])
+    assert found(find(task, [task])) == (("readers", rwbase, True) if waits else None)
+    assert find(other, [other]) is None
+
+
 def test_who_sleeps_on_though_the_completion_is_done_waits_for_it(machine: Machine) -> None:
     task = Task(machine)
     completion = completion_of(machine, task, "wait_for_completion", done=1)

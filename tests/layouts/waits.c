@@ -123,3 +123,17 @@ struct kthread {
 	struct completion exited;
 };
 struct kthread keep_kthread;
+
+/* include/linux/rtmutex.h, rwbase_rt.h of v5.15 */
+
+struct rt_mutex_base {
+	raw_spinlock_t wait_lock;
+	void *waiters[2];
+	struct task_struct *owner;
+};
+
+struct rwbase_rt {
+	atomic_t readers;
+	struct rt_mutex_base rtmutex;
+};
+struct rwbase_rt keep_rwbase_rt;

@@ -27,6 +27,7 @@ from drgn import FaultError, Object, Program, container_of, offsetof
 from vmcore_tools.kernel.io_waits import buffer_head_of, io_of_completion
 from vmcore_tools.kernel.locks import is_mutex_with_waiters, is_rwsem_with_waiters
 from vmcore_tools.kernel.percpu_rwsem import percpu_rwsem_of_writer
+from vmcore_tools.kernel.rwbase_rt import rwbase_of_writer
 from vmcore_tools.kernel.srcu import srcu_of_callback
 from vmcore_tools.kernel.stack_frames import (
     Frame,
@@ -44,6 +45,8 @@ from vmcore_tools.kernel.workqueue import barrier_of_completion, flusher_of_comp
 #: Waiters of one object that are followed.
 _WAITERS_MAX = 4 << 20
 _WORD = 8
+#: A damaged pointer can be near the end of the address space, behind which it goes on at 0.
+_ADDRESS_MASK = (1 << 64) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +180,9 @@ class WaitFinder:
         sem = percpu_rwsem_of_writer(task, frames)
         if sem is not None:
             return Wait("percpu_rwsem", sem, "it is the writer that the percpu_rwsem names")
+        rwbase = rwbase_of_writer(task, frames)
+        if rwbase is not None:
+            return Wait("readers", rwbase, "it has the lock's rt_mutex, and readers have the lock")
         return self._timer(task)
 
     def _entries(self, task: Object, frames: List[Frame]) -> Iterator[_Entry]:
@@ -221,7 +227,7 @@ class WaitFinder:
     # Lists of waiters.
 
     def _word(self, address: int) -> int:
-        return int(self._prog.read_u64(address))
+        return int(self._prog.read_u64(address & _ADDRESS_MASK))
 
     def _is_linked(self, node: int) -> bool:
         try:
