@@ -162,8 +162,9 @@ def test_a_point_of_a_timeline(fences: Fences) -> None:
     timeline = fences.machine.new("struct sync_timeline", {"name": b"vsync"})
     type_ = fences.machine.prog.type("struct sync_timeline")
     point = fences.fence("timeline_fence_ops", lock=timeline + offsetof(type_, "lock"))
-    _, edges = fences.followed(point)
+    chains, edges = fences.followed(point)
     assert edges == [("is a point of", timeline)]
+    assert [node.label for node in chains.nodes.values()] == ["", "vsync"]
 
 
 def test_an_unknown_drivers_fence_is_an_end(fences: Fences) -> None:

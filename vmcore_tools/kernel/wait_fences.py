@@ -18,13 +18,15 @@ from vmcore_tools.kernel.virtio_gpu import (
     for_each_virtio_gpu_device,
 )
 from vmcore_tools.kernel.wait_graph import Edge
-from vmcore_tools.kernel.wait_nodes import FENCE, Node
+from vmcore_tools.kernel.wait_nodes import FENCE, OBJECT, Node
 from vmcore_tools.kernel.wait_virtqueues import is_being_emptied, virtqueue
 from vmcore_tools.kernel.waits import Wait
 
 if TYPE_CHECKING:
     from vmcore_tools.kernel.wait_chain import WaitChains
 
+#: What such a node is; its label is the comm of a process.
+SW_SYNC_TIMELINE = "sw_sync timeline"
 _QUEUES_KEY = "vmcore_tools.wait_fences.queues"
 #: Fences in an array; a damaged count must end.
 _FENCES_MAX = 65536
@@ -84,8 +86,12 @@ def follow_fence(chains: WaitChains, node: Node) -> Iterator[Edge]:
         if finished.parent:
             yield Edge(node.key, fence_node(chains, finished.parent.read_()), "is signaled by")
     elif name == SW_SYNC_OPS:
-        timeline = chains.object("sw_sync timeline", timeline_of(fence))
-        yield Edge(node.key, timeline, "is a point of")
+        timeline = timeline_of(fence)
+        key = f"{SW_SYNC_TIMELINE} {timeline.value_():#x}"
+        # It is called as the process that made it; user space advances it.
+        name = timeline.name.string_().decode(errors="backslashreplace")
+        chains.add(Node(key, OBJECT, timeline, SW_SYNC_TIMELINE, label=name))
+        yield Edge(node.key, key, "is a point of")
 
 
 def _follow_array(chains: WaitChains, node: Node) -> Iterator[Edge]:

@@ -31,6 +31,7 @@ from vmcore_tools.kernel.task import (
     task_comm,
 )
 from vmcore_tools.kernel.wait_chain import WaitChains
+from vmcore_tools.kernel.wait_fences import SW_SYNC_TIMELINE
 from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_nodes import (
     CPU,
@@ -264,7 +265,9 @@ class WaitView:
         names = []
         for key in keys:
             ref = self.ref(self.chains.nodes[key])
-            names.append(f"{ref.type} {ref.name}" if ref.name else ref.type)
+            # That of a timeline is a process's.
+            shown = ref.name and ref.type != SW_SYNC_TIMELINE
+            names.append(f"{ref.type} {ref.name}" if shown else ref.type)
         return tuple(names)
 
     def addresses(self, keys: Iterable[str]) -> Tuple[int, ...]:
@@ -298,7 +301,8 @@ class WaitView:
             name = node.object.name.string_().decode(errors="backslashreplace")
             return Ref("workqueue", name, address)
         called = node.label or symbol_name(self.prog, address) or ""
-        return Ref(node.name, called, address)
+        name_kind = Kind.SENSITIVE if node.name == SW_SYNC_TIMELINE else Kind.UNTRUSTED
+        return Ref(node.name, called, address, name_kind=name_kind)
 
     def task_ref(self, task: Object) -> Ref:
         pid = int(task.pid.value_())
