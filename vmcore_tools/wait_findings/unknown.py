@@ -8,6 +8,7 @@ import dataclasses
 from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from drgn import FaultError, Object, sizeof
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.locking import rwsem_owner
 
 from vmcore_tools.kernel.containers import Container, Containers, pointers_to
@@ -120,14 +121,21 @@ class WakerUnknown:
         for leaf in leaves:
             node = view.chains.nodes[leaf.key]
             if node.kind != TASK:
-                try:
-                    size = sizeof(node.object.type_.type)
-                except TypeError:
-                    size = 8  # of void
-                container = containers.of(node.object.value_(), size)
-                leaf = dataclasses.replace(leaf, container=container)
+                leaf = dataclasses.replace(leaf, container=self._container(containers, node))
             found.append(leaf)
         return found
+
+    def _container(self, containers: Containers, node: Node) -> Optional[Container]:
+        address = int(node.object.value_())
+        try:
+            size = int(sizeof(node.object.type_.type))
+        except TypeError:
+            size = 8  # of void
+        try:
+            return containers.of(address, size)
+        except (FaultError, LookupError, ValidationError) as error:
+            self._view.ctx.coverage.gap("container", f"it was not found: {error}", address)
+            return None
 
     def _together(self, leaves: List[_Leaf]) -> List[_Leaf]:
         """Those in one slab object make one."""
@@ -174,7 +182,7 @@ class WakerUnknown:
         try:
             edges = [(start, end) for start, end, _ in apart]
             found = pointers_to(view.prog, view.ctx.memory, edges, _PAGES_SCANNED_MAX)
-        except FaultError as error:
+        except (FaultError, LookupError, ValidationError) as error:
             view.ctx.coverage.gap("reference", f"they cannot be looked for: {error}")
             return {}
         if found is None:
