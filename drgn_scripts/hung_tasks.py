@@ -21,7 +21,7 @@ import dataclasses
 import re
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
-from drgn import FaultError, Object
+from drgn import FaultError, Object, ProgramFlags
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.sched import task_cpu
 
@@ -255,11 +255,13 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
     now_ns = sched_now_ns(ctx.prog)
     waits = _waits(ctx)
+    # Tasks of a live kernel may sleep elsewhere by now.
+    unwound = waits is not None and not ctx.prog.flags & ProgramFlags.IS_LIVE
     for task in _tasks(ctx):
         try:
             if not is_uninterruptible(task) or is_queued(task):
                 continue
-            stack = task_stack(task)
+            stack = waits.view.stack(task) if waits and unwound else task_stack(task)
             if any(frame.function == "__refrigerator" for frame in stack.frames):
                 continue  # frozen on purpose
             waits_for, called_from = name_wait([frame.function for frame in stack.frames])
