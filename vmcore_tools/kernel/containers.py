@@ -56,6 +56,20 @@ class Container:
     task: Optional[Object] = None
     freed: bool = False
 
+    @property
+    def in_words(self) -> str:
+        """What it is, without addresses and tasks' names."""
+        if self.place == "stack":
+            return f"the frame of {self.name}" if self.name else "a stack"
+        if self.place == "variable":
+            return f"{self.name}.{self.field}" if self.field else self.name
+        if self.place == "memory":
+            return "memory of unknown use"
+        kind = self.type_name or "an object"
+        field = f" ({self.field})" if self.field else ""
+        freed = "freed " if self.freed else ""
+        return f"{freed}{kind} of {self.name} at +{self.offset:#x}{field}"
+
 
 class Containers:
     """

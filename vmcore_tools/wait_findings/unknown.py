@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
-from drgn import FaultError, Object, sizeof
+from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.locking import rwsem_owner
 
-from vmcore_tools.kernel.containers import Container, Containers, pointers_to
+from vmcore_tools.kernel.containers import Container, pointers_to
 from vmcore_tools.kernel.locks import rwsem_readers
 from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.task import is_killable, task_comm
@@ -115,27 +115,14 @@ class WakerUnknown:
     # What it is part of.
 
     def _in_containers(self, leaves: List[_Leaf]) -> List[_Leaf]:
-        view = self._view
-        containers = Containers(view.prog, view.ctx.memory, view.tasks, view.trace)
         found = []
         for leaf in leaves:
-            node = view.chains.nodes[leaf.key]
+            node = self._view.chains.nodes[leaf.key]
             if node.kind != TASK:
-                leaf = dataclasses.replace(leaf, container=self._container(containers, node))
+                container = self._view.container(node.object)
+                leaf = dataclasses.replace(leaf, container=container)
             found.append(leaf)
         return found
-
-    def _container(self, containers: Containers, node: Node) -> Optional[Container]:
-        address = int(node.object.value_())
-        try:
-            size = int(sizeof(node.object.type_.type))
-        except TypeError:
-            size = 8  # of void
-        try:
-            return containers.of(address, size)
-        except (FaultError, LookupError, ValidationError) as error:
-            self._view.ctx.coverage.gap("container", f"it was not found: {error}", address)
-            return None
 
     def _together(self, leaves: List[_Leaf]) -> List[_Leaf]:
         """Those in one slab object make one."""
@@ -292,7 +279,7 @@ def _of_readers(node: Node) -> List[Evidence]:
 
 def _of_container(container: Container) -> List[Evidence]:
     evidence = [
-        Evidence("part_of", Kind.UNTRUSTED, _part_of(container)),
+        Evidence("part_of", Kind.UNTRUSTED, container.in_words),
         Evidence("container", Kind.ADDRESS, container.start),
         Evidence("offset", Kind.NUMBER, container.offset),
     ]
@@ -302,18 +289,6 @@ def _of_container(container: Container) -> List[Evidence]:
     if container.freed:
         evidence.append(Evidence("freed", Kind.TEXT, True))
     return evidence
-
-
-def _part_of(container: Container) -> str:
-    if container.place == "stack":
-        return f"the frame of {container.name}" if container.name else "a stack"
-    if container.place == "variable":
-        field = f".{container.field}" if container.field else ""
-        return f"{container.name}{field}"
-    kind = container.type_name or "an object"
-    field = f" ({container.field})" if container.field else ""
-    freed = "freed " if container.freed else ""
-    return f"{freed}{kind} of {container.name} at +{container.offset:#x}{field}"
 
 
 def _is_symbol_table(reference: Reference) -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 from typing import Any, ClassVar, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 
 from vmcore_tools.analysis import Context
 from vmcore_tools.frames import stack_of_trace
+from vmcore_tools.kernel.containers import Container, Containers
 from vmcore_tools.kernel.run_queue import RunQueue, run_queue, scheduling_policy, unlisted_tasks
 from vmcore_tools.kernel.stack_frames import TaskTrace, Unwinder
 from vmcore_tools.kernel.symbols import symbol_name
@@ -68,6 +70,8 @@ NS_PER_SECOND = 1_000_000_000
 #: Nodes that a finding's graph shows, those nearest to the cause first.
 _NODES_SHOWN = 60
 _STACKS_SHOWN = 4
+#: Waits of which only what the object is part of says more.
+_PARTS_OF_OBJECTS = ("completion", "wait queue", "swait", "bit", "variable")
 #: Frames behind the switch to another task that make up a signature.
 _SIGNATURE_FRAMES = 6
 #: What nodes are whose name says the rest.
@@ -104,6 +108,28 @@ class WaitView:
         self._places: Dict[Tuple[int, ...], Stack] = {}
         self._shown: Dict[str, Stack] = {}
         self._follow_sleepers()
+
+    @functools.cached_property
+    def _containers(self) -> Containers:
+        return Containers(self.prog, self.ctx.memory, self.tasks, self.trace)
+
+    def container(self, obj: Object) -> Optional[Container]:
+        """
+        What an object that is waited for is part of.
+
+        :param obj: a typed pointer
+        :return: None if it cannot be looked for
+        """
+        address = int(obj.value_())
+        try:
+            size = int(sizeof(obj.type_.type))
+        except TypeError:
+            size = 8  # of void
+        try:
+            return self._containers.of(address, size)
+        except (FaultError, LookupError, ValidationError) as error:
+            self.ctx.coverage.gap("container", f"it was not found: {error}", address)
+            return None
 
     def node(self, key: str) -> Node:
         return self.chains.nodes[key]
@@ -220,6 +246,11 @@ class WaitView:
         if node.wait is not None:
             doing = f"waits for a {node.wait.kind}"
         slept_ns = sleep_time_ns(task, self.now_ns) if node.state == "asleep" else None
+        inside: Tuple[Evidence, ...] = ()
+        if node.wait is not None and node.wait.kind in _PARTS_OF_OBJECTS:
+            container = self.container(node.wait.object)
+            if container is not None and container.place != "memory":
+                inside = (Evidence("waits_in", Kind.UNTRUSTED, container.in_words),)
         return (
             Evidence("comm", Kind.SENSITIVE, task_comm(task)),
             Evidence("pid", Kind.PID, int(task.pid.value_())),
@@ -230,6 +261,7 @@ class WaitView:
                 Kind.ADDRESS,
                 maybe(None if node.wait is None else int(node.wait.object.value_())),
             ),
+            *inside,
         )
 
     def victims(self, root: Root) -> Tuple[Evidence, ...]:
