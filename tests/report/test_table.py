@@ -137,6 +137,23 @@ def test_a_remedy_is_given_once_for_each_rule() -> None:
     assert render(made, "table").count("what to do: Look at what it waits for.") == 1
 
 
+def test_of_many_findings_that_are_alike_some_are_written() -> None:
+    alike = tuple(leak(subject=Ref("lock", f"lock{number}")) for number in range(30))
+    made = report(result(findings=(*alike, hung())))
+    text = render(made, "table")
+    assert "31 findings: 30 errors, 1 warning." in text
+    assert text.count("\nERROR VT201 leaked-dma-fence [likely]: ") == 3
+    assert "\nVT201 leaked-dma-fence: 27 more with signature VT201-fb799c17fe4b\n" in text
+    assert text.count("\nERROR VT201 leaked-dma-fence [likely]\n") == 10
+    assert "subject: lock lock9\n" in text and "lock10" not in text
+    assert "\nVT201 leaked-dma-fence: 20 more with signature VT201-fb799c17fe4b\n" in text
+    assert text.count("WARNING VT301") == 2
+    assert len(json.loads(render(made, "json"))["findings"]) == 31
+    ticket = render(made, "markdown")
+    assert ticket.count("### ERROR") == 10
+    assert "\nVT201 leaked-dma-fence: 20 more with `VT201-fb799c17fe4b`\n" in ticket
+
+
 def test_tables_without_rows() -> None:
     table = Table(Fence, (), 0)
     assert "dma-fences: Fence, none\n" in render(report(result(tables=(table,))), "table")

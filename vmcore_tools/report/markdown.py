@@ -35,7 +35,9 @@ from vmcore_tools.report.format import (
 )
 from vmcore_tools.report.graph import mermaid_lines
 from vmcore_tools.report.summary import (
+    IN_FULL,
     analysis_line,
+    few_alike,
     gaps,
     row_stacks,
     same_title,
@@ -129,7 +131,11 @@ class _Renderer:
     def render(self) -> str:
         report = self._report
         sections = [f"**{plain(verdict(report))}**\n"]
-        sections += [self._finding(finding) for finding in report.findings]
+        for finding, left_out in few_alike(report.findings, IN_FULL):
+            sections.append(self._finding(finding))
+            if left_out:
+                rule = f"{plain(finding.rule.id)} {plain(finding.rule.slug)}"
+                sections.append(f"{rule}: {left_out:,} more with {code(finding.signature)}\n")
         sections.append(_section("Target", _facts(report.target)))
         sections += [
             _section(title, (f"- {code(analysis)}: {code(text)}" for analysis, text in lines))

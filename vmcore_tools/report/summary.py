@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 from vmcore_tools.model import (
     AnalysisResult,
+    Finding,
     Kind,
     Report,
     Severity,
@@ -18,6 +19,9 @@ from vmcore_tools.model import (
 from vmcore_tools.report.format import escape, gap_text
 
 NOTHING_FOUND = "No findings. Everything relevant was read."
+
+#: Findings with one signature that are written in full.
+IN_FULL = 10
 
 #: Tables with more columns than this leave out those that tell no row from another.
 _COLUMNS_MAX = 8
@@ -71,6 +75,23 @@ def _severity_count(severity: Severity, count: int) -> str:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def few_alike(findings: Sequence[Finding], most: int) -> Iterator[Tuple[Finding, int]]:
+    """
+    The findings, of those with one signature only some.
+
+    :param most: how many of these
+    :return: with each, how many like it are left out behind it
+    """
+    counts = Counter(finding.signature for finding in findings)
+    seen: Counter[str] = Counter()
+    for finding in findings:
+        signature = finding.signature
+        seen[signature] += 1
+        if seen[signature] <= most:
+            left_out = counts[signature] - most if seen[signature] == most else 0
+            yield finding, max(left_out, 0)
 
 
 def gaps(report: Report) -> List[Tuple[str, List[Tuple[str, str]]]]:

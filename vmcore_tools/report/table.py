@@ -30,7 +30,9 @@ from vmcore_tools.report.format import (
 )
 from vmcore_tools.report.graph import tree_lines
 from vmcore_tools.report.summary import (
+    IN_FULL,
     analysis_line,
+    few_alike,
     gaps,
     row_stacks,
     same_title,
@@ -43,6 +45,8 @@ _INDENT = "  "
 #: Lines of a tree that the answer in short has, and related objects that the long one names.
 _TREE_LINES = 6
 _RELATED = 8
+#: Findings with one signature that are listed in short.
+_IN_SHORT = 3
 
 
 def render(report: Report, *, timings: bool = False, width: int = 100) -> str:
@@ -69,7 +73,11 @@ class _Renderer:
             self._target(),
             "\n".join(self._wrap(verdict(self._report), "")) + "\n",
         ]
-        in_full = ["\n".join(self._finding(f)) + "\n" for f in self._report.findings]
+        in_full = []
+        for finding, left_out in few_alike(self._report.findings, IN_FULL):
+            in_full.append("\n".join(self._finding(finding)) + "\n")
+            if left_out:
+                in_full.append(_left_out(finding, left_out) + "\n")
         not_read = list(self._gaps())
         if len(in_full) > 1:
             # Stacks are long: all answers in short, and what is missing, are on the first screen.
@@ -105,10 +113,12 @@ class _Renderer:
         )
 
     def _contents(self) -> Iterator[str]:
-        for finding in self._report.findings:
+        for finding, left_out in few_alike(self._report.findings, _IN_SHORT):
             yield from self._wrap(f"{_title(finding)}: {message_text(finding)}", "", _INDENT)
             if finding.graph is not None:
                 yield from self._tree(finding.graph, _TREE_LINES)
+            if left_out:
+                yield _left_out(finding, left_out)
 
     def _finding(self, finding: Finding) -> Iterator[str]:
         rule = finding.rule
@@ -199,6 +209,12 @@ class _Renderer:
 def _title(finding: Finding) -> str:
     rule = finding.rule
     return f"{rule.severity.name} {rule.id} {rule.slug} [{finding.confidence.name.lower()}]"
+
+
+def _left_out(finding: Finding, count: int) -> str:
+    return (
+        f"{finding.rule.id} {finding.rule.slug}: {count:,} more with signature {finding.signature}"
+    )
 
 
 def _heading(name: str, cells: List[str]) -> str:
