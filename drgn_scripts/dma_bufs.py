@@ -14,6 +14,10 @@ without a reference, and pointers to freed dma-bufs, are the opposite: VT403.
 Entries of PRIME caches that are not of their dma-buf any more are VT404,
 imports in a circle, which keep each other for ever, VT405.
 
+The second table has the processes that keep dma-bufs by descriptors or
+mappings, and how many of these nothing else keeps: what a daemon has forgotten
+to close is held, and no leak.
+
 It decides by holders alone, never by a number of dma-bufs or by their age: one
 that a descriptor keeps is held, however long it has been open. A dma-buf whose
 count is 0 is being freed, and is no leak.
@@ -51,6 +55,7 @@ from vmcore_tools.dma_buf_findings import (
 from vmcore_tools.kernel.audit import Audit, Verdict, audit
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
+    ages_ns,
     device_name,
     dma_buf_name,
     for_each_attachment,
@@ -153,6 +158,7 @@ class DmaBuf:
     exporter: Maybe[str] = column(Kind.UNTRUSTED)
     name: Maybe[str] = column(Kind.SENSITIVE)
     size_bytes: int = column(Kind.BYTES)
+    age_ns: Maybe[int] = column(Kind.DURATION)
     refcount: int = column(Kind.COUNT)
     held_by_descriptor: int = column(Kind.COUNT)
     held_by_message: int = column(Kind.COUNT)
@@ -165,6 +171,21 @@ class DmaBuf:
     attachments: Maybe[int] = column(Kind.COUNT)
     devices: Maybe[str] = column(Kind.UNTRUSTED)
     users: str = column(Kind.SENSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class DmaBufProcess:
+    """A process with descriptors or mappings of dma-bufs; who alone keeps most comes first."""
+
+    pid: int = column(Kind.PID)
+    comm: str = column(Kind.SENSITIVE)
+    descriptors: int = column(Kind.COUNT)
+    mappings: int = column(Kind.COUNT)
+    dma_bufs: int = column(Kind.COUNT)
+    size_bytes: int = column(Kind.BYTES)
+    only_here: int = column(Kind.COUNT)
+    only_here_bytes: int = column(Kind.BYTES)
+    oldest_ns: Maybe[int] = column(Kind.DURATION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +220,9 @@ def analyze(ctx: Context) -> Iterator[Any]:
     yield from _dangling(index, result)
     yield from stale_cache(ctx, index, holders)
     yield from import_cycles(ctx, holders)
-    yield ManyRows(DmaBuf, len(holders.buffers.file), _rows(ctx, result))
+    ages = _ages(ctx.prog, holders.buffers)
+    yield from _processes(ctx.prog, holders, ages)
+    yield ManyRows(DmaBuf, len(holders.buffers.file), _rows(ctx, result, ages))
 
 
 def _count_slab_gaps(ctx: Context, index: SlabIndex) -> None:
@@ -360,7 +383,66 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     )
 
 
-def _rows(ctx: Context, result: _Result) -> Iterator[DmaBuf]:
+def _ages(prog: Program, buffers: DmaBufs) -> npt.NDArray[np.int64]:
+    try:
+        return ages_ns(prog, buffers)
+    except LookupError:
+        return np.full(len(buffers.file), -1, dtype=np.int64)
+
+
+def _age(age_ns: int) -> Maybe[int]:
+    return age_ns if age_ns >= 0 else Absent("the time when it was made is not known")
+
+
+def _processes(
+    prog: Program, holders: DmaBufHolders, ages: npt.NDArray[np.int64]
+) -> Iterator[DmaBufProcess]:
+    buffers, opened, mapped = holders.buffers, holders.descriptors, holders.mappings
+    tasks = {table: some[0] for table, some in holders.users.items() if some}
+    leaders: Dict[int, Object] = {}
+    rows: List[Tuple[int, int, int]] = []
+    spaces = _address_spaces(prog, mapped.owner.tolist())
+    for kind, owners, references in ((0, tasks, opened), (1, spaces, mapped)):
+        at = np.searchsorted(buffers.file, references.file).tolist()
+        for owner, position in zip(references.owner.tolist(), at):
+            task = owners.get(owner)
+            if task is not None:
+                leader = task.group_leader.read_()
+                leaders[leader.value_()] = leader
+                rows.append((leader.value_(), position, kind))
+    processes = []
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
+    for address, leader in leaders.items():
+        mine = table[table[:, 0] == np.uint64(address)]
+        kept, times = np.unique(mine[:, 1].astype(np.int64), return_counts=True)
+        alone = kept[buffers.refcount[kept] == times]
+        processes.append(
+            DmaBufProcess(
+                pid=leader.pid.value_(),
+                comm=task_comm(leader),
+                descriptors=int((mine[:, 2] == 0).sum()),
+                mappings=int((mine[:, 2] == 1).sum()),
+                dma_bufs=len(kept),
+                size_bytes=int(buffers.size[kept].sum()),
+                only_here=len(alone),
+                only_here_bytes=int(buffers.size[alone].sum()),
+                oldest_ns=_age(int(ages[kept].max())),
+            )
+        )
+    processes.sort(key=lambda row: (-row.only_here_bytes, -row.size_bytes, row.pid))
+    yield from processes
+
+
+def _address_spaces(prog: Program, vmas: List[int]) -> Dict[int, Object]:
+    """A task of each mapping's address space."""
+    spaces = {
+        vma: Object(prog, "struct vm_area_struct *", value=vma).vm_mm.value_() for vma in vmas
+    }
+    tasks = mm_users(prog, set(spaces.values()))
+    return {vma: tasks[space] for vma, space in spaces.items() if space in tasks}
+
+
+def _rows(ctx: Context, result: _Result, ages: npt.NDArray[np.int64]) -> Iterator[DmaBuf]:
     prog, buffers, audited = ctx.prog, result.holders.buffers, result.audit
     nobody = np.zeros(len(buffers.file), dtype=np.int64)
     users = _users(prog, result.holders)
@@ -376,6 +458,7 @@ def _rows(ctx: Context, result: _Result) -> Iterator[DmaBuf]:
             exporter=exporters[which[i]],
             name=_name(dma_buf),
             size_bytes=int(buffers.size[i]),
+            age_ns=_age(int(ages[i])),
             refcount=int(buffers.refcount[i]),
             **held,
             unexplained=int(audited.left[i]),
@@ -413,11 +496,9 @@ def _users(prog: Program, holders: DmaBufHolders) -> Dict[int, List[str]]:
         tasks = holders.users.get(table, [])
         name = _process(tasks[0]) if tasks else "a process that is exiting"
         users.setdefault(file, []).append(f"{name} fd {number}")
-    vmas = [Object(prog, "struct vm_area_struct *", value=vma) for vma in mapped.owner.tolist()]
-    spaces = [vma.vm_mm.value_() for vma in vmas]
-    tasks_of = mm_users(prog, set(spaces))
-    for file, space in zip(mapped.file.tolist(), spaces):
-        name = _process(tasks_of[space]) if space in tasks_of else "a process that is exiting"
+    spaces = _address_spaces(prog, mapped.owner.tolist())
+    for file, vma in zip(mapped.file.tolist(), mapped.owner.tolist()):
+        name = _process(spaces[vma]) if vma in spaces else "a process that is exiting"
         users.setdefault(file, []).append(f"{name} mapping")
     return users
 
@@ -436,7 +517,7 @@ def _shortened(users: List[str]) -> str:
 ANALYSIS = Analysis(
     name="dma-bufs",
     analyze=analyze,
-    tables=(DmaBuf,),
+    tables=(DmaBuf, DmaBufProcess),
     rules=(LEAKED, UNKNOWN_HOLDER, DANGLING, STALE_CACHE, IMPORT_CYCLE),
     requires=Requires(types=("struct dma_buf",), symbols=("dma_buf_fops",)),
 )

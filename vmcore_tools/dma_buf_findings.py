@@ -68,7 +68,7 @@ one of the addresses draws the circle.""",
 
 @dataclasses.dataclass(frozen=True)
 class _Stale:
-    """Positions in ``stale_entries`` by what became of their dma-buf."""
+    """Positions among the stale entries by what became of their dma-buf."""
 
     freed: List[int]
     reused: List[int]
@@ -80,7 +80,7 @@ class _Stale:
 
 def stale_cache(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> Iterator[Finding]:
     """One finding of all entries of PRIME caches that are not of their dma-buf."""
-    entries = holders.stale_entries
+    entries = holders.entries.chosen(holders.stale)
     stale = _stale_entries(ctx, index, holders)
     found = list(stale)
     if not found:
@@ -117,7 +117,7 @@ def stale_cache(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> Itera
 
 
 def _stale_entries(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> _Stale:
-    entries, buffers = holders.stale_entries, holders.buffers
+    entries, buffers = holders.entries.chosen(holders.stale), holders.buffers
     if not len(entries.file):
         return _Stale([], [], [])
     exact = [group for group in holders.described.holders if not group.at_most]

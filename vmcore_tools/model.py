@@ -162,6 +162,7 @@ class Graph:
     edges: Tuple[GraphEdge, ...]
     roots: Tuple[str, ...]
     left_out: int = 0  #: nodes that would have made it too large
+    caption: str = "who waits for whom, from the cause down"
 
 
 @dataclasses.dataclass(frozen=True)

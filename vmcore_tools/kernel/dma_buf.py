@@ -31,6 +31,7 @@ U64 = npt.NDArray[np.uint64]
 
 #: Bounds that no machine reaches; a damaged list must end.
 _ATTACHMENTS_MAX = 100_000
+_NS_PER_S = 1_000_000_000
 #: ``DMA_BUF_NAME_LEN``, and more than exporters call themselves.
 _NAME_BYTES_MAX = 64
 
@@ -228,6 +229,43 @@ def for_each_attachment(dma_buf: Object) -> Iterator[Object]:
         if number >= _ATTACHMENTS_MAX:
             return
         yield attachment
+
+
+def ages_ns(prog: Program, buffers: DmaBufs) -> npt.NDArray[np.int64]:
+    """
+    How long ago dma-bufs were made, to the second.
+
+    By the change time of their inode, which ``alloc_anon_inode()`` sets, and
+    the clock of the kernel.
+
+    :return: int64 array of shape (n,); -1 where it is not known: not in the
+        dump, or the clock was set back since
+    :raises LookupError: without the debug info of the timekeeper
+    """
+    now_s = _timekeeper(prog).xtime_sec.value_()
+    file_type, inode_type = prog.type("struct file"), prog.type("struct inode")
+    files, read = read_structs(
+        prog, buffers.file.tolist(), field_dtype(file_type, {"inode": "f_inode"})
+    )
+    # "fs: rename i_ctime field to __i_ctime" of v6.6, "fs: switch timespec64 fields in
+    # inode to discrete integers" of v6.11.
+    members = ("i_ctime", "__i_ctime", "i_ctime_sec")
+    (member,) = [name for name in members if inode_type.has_member(name)]
+    designator = member if member == "i_ctime_sec" else f"{member}.tv_sec"
+    inodes, inode_read = read_structs(
+        prog, files["inode"].tolist(), field_dtype(inode_type, {"s": designator})
+    )
+    age_s = now_s - inodes["s"].astype(np.int64)
+    return np.where(read & inode_read & (age_s >= 0), age_s * _NS_PER_S, -1)
+
+
+def _timekeeper(prog: Program) -> Object:
+    """``struct timekeeper``, the one of all clocks but the auxiliary ones."""
+    # "timekeeping: Prepare for multiple timekeepers" of v6.17 made an array of them.
+    try:
+        return prog["tk_core"].timekeeper
+    except KeyError:
+        return prog["timekeeper_data"][0].timekeeper
 
 
 def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:

@@ -21,14 +21,17 @@ from vmcore_tools.kernel.dma_buf import (
     weak_words,
 )
 from vmcore_tools.kernel.dma_fence import stale_callback_words
-from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file
-from vmcore_tools.kernel.drm_gem import for_each_gem_handle
+from vmcore_tools.kernel.drm import (
+    for_each_drm_device,
+    for_each_drm_file,
+    for_each_internal_drm_file,
+)
+from vmcore_tools.kernel.drm_gem import gem_handles
 from vmcore_tools.kernel.drm_prime import (
     GemDmaBufs,
     PrimeEntries,
     entries_of_other_objects,
     gem_dma_bufs,
-    gems_of_attachments,
     prime_entries,
 )
 from vmcore_tools.kernel.files import (
@@ -65,7 +68,8 @@ class DmaBufHolders:
     :ivar cache: int64: where the dma-bufs are, position in ``SlabIndex.caches``
     :ivar attachments: to all of them
     :ivar gems: all GEM objects with their dma-bufs; None without DRM
-    :ivar stale_entries: of PRIME caches: their handle is not one of the dma-buf
+    :ivar entries: of PRIME caches
+    :ivar stale: bool: entries whose handle is not one of the dma-buf
     :ivar handles: (``struct drm_file``, handle) to ``struct drm_gem_object``
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
@@ -78,7 +82,8 @@ class DmaBufHolders:
     cache: npt.NDArray[np.int64]
     attachments: Attachments
     gems: Optional[GemDmaBufs]
-    stale_entries: PrimeEntries
+    entries: PrimeEntries
+    stale: npt.NDArray[np.bool_]
     handles: Dict[Tuple[int, int], int]
     gaps: Tuple[Tuple[str, str, Optional[int]], ...]
 
@@ -106,7 +111,8 @@ class _Walk:
         self.holders: List[Holders] = []
         self.attachments = attachments(self.prog, buffers)
         self.gems: Optional[GemDmaBufs] = None
-        self.stale = _NO_ENTRIES
+        self.entries = _NO_ENTRIES
+        self.stale = np.zeros(0, dtype=bool)
         self.handles: Dict[Tuple[int, int], int] = {}
         self.gaps: List[Tuple[str, str, Optional[int]]] = [
             ("dma-buf", "it could not be read", address) for address in buffers.unread
@@ -147,7 +153,8 @@ class _Walk:
             cache=cache,
             attachments=self.attachments,
             gems=self.gems,
-            stale_entries=self.stale,
+            entries=self.entries,
+            stale=self.stale,
             handles=self.handles,
             gaps=tuple(self.gaps),
         )
@@ -195,22 +202,20 @@ class _Walk:
         except (FaultError, ValidationError) as error:
             self.gaps.append(("DRM devices", f"the walk broke off: {error}", None))
             devices = []
-        files: List[int] = []
+        files: List[Object] = []
         for device in devices:
-            try:
-                for file in for_each_drm_file(device):
-                    files.append(file.value_())
-                    for handle, gem in for_each_gem_handle(file):
-                        self.handles[file.value_(), handle] = gem.value_()
-            except (FaultError, ValidationError) as error:
-                self.gaps.append(("DRM files", f"the walk broke off: {error}", device.value_()))
-        # Drivers that set no ops table have their objects only as handles.
-        known.update(self.handles.values())
-        gems = gem_dma_bufs(self.prog, sorted(known))
-        strangers = np.setdiff1d(self.attachments.address, gems.attachment)
-        more = gems_of_attachments(self.index, strangers, [device.value_() for device in devices])
-        if more:
-            gems = gem_dma_bufs(self.prog, sorted(known.union(more)))
+            for each in (for_each_drm_file, for_each_internal_drm_file):
+                try:
+                    files += each(device)
+                except (FaultError, ValidationError) as error:
+                    why = f"the walk broke off: {error}"
+                    self.gaps.append(("DRM files", why, device.value_()))
+        handles = gem_handles(files)
+        self.gaps += [("GEM handles", "a node could not be read", a) for a in handles.unread]
+        named = zip(handles.file.tolist(), handles.handle.tolist())
+        self.handles = dict(zip(named, handles.gem.tolist()))
+        # Those that are in no slab are known by their handles alone.
+        gems = gem_dma_bufs(self.prog, sorted(known.union(self.handles.values())))
         self.gems = gems
         self.gaps += [("GEM object", "it could not be read", address) for address in gems.unread]
         alive = gems.refcount > 0
@@ -221,7 +226,7 @@ class _Walk:
         without = exported & alive & (gems.handles == 0)
         self._hold("gem", gems.dma_buf[without], gems.dma_buf_word[without], at_most=True)
         self._imports(gems)
-        self._prime_caches(files, gems)
+        self._prime_caches([file.value_() for file in files], gems)
 
     def _imports(self, gems: Optional[GemDmaBufs]) -> None:
         """
@@ -250,7 +255,7 @@ class _Walk:
         # An entry that outlived its handle may still have its reference.
         for at_most, chosen in ((False, ~stale), (True, stale)):
             self._hold("prime_cache", entries.dma_buf[chosen], entries.word[chosen], at_most)
-        self.stale = entries.chosen(stale)
+        self.entries, self.stale = entries, stale
 
     def _weak(self, tables: List[int]) -> None:
         """What points at dma-bufs and holds no reference."""

@@ -17,9 +17,7 @@ import numpy.typing as npt
 from drgn import Program, offsetof
 
 from vmcore_tools.kernel.dma_buf import DmaBufs
-from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
-from vmcore_tools.kernel.slab import SlabIndex
-from vmcore_tools.kernel.typed_objects import Embedded, find_embedded
+from vmcore_tools.kernel.layout import field_dtype, read_structs
 
 U64 = npt.NDArray[np.uint64]
 
@@ -27,8 +25,6 @@ U64 = npt.NDArray[np.uint64]
 _MEMBERS_MAX = 1_000_000
 #: A red-black tree of more levels has more entries than memory.
 _LEVELS_MAX = 128
-#: How GEM objects are found that have neither operations nor a handle.
-_IMPORTED_AS = Embedded("struct drm_gem_object", "import_attach", "struct dma_buf_attachment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,30 +96,6 @@ def gem_dma_bufs(prog: Program, gems: Sequence[int]) -> GemDmaBufs:
         attached_word=attachment + np.uint64(offsetof(attachment_type, "dmabuf")),
         unread=tuple(unread),
     )
-
-
-def gems_of_attachments(
-    index: SlabIndex, attachments: U64, devices: Sequence[int]
-) -> Tuple[int, ...]:
-    """
-    The GEM objects that were imported by attachments.
-
-    Drivers that set no operations table (vgem before v5.11) have their objects
-    only as handles, and an object that is just being imported or closed has
-    none: it is found by its pointer to its attachment.
-
-    :param attachments: uint64 array of ``struct dma_buf_attachment *``
-    :param devices: of all ``struct drm_device``: an object names one of them
-    :return: addresses of ``struct drm_gem_object``
-    """
-    names = dict.fromkeys(attachments.tolist(), "attachment")
-    if not names:
-        return ()
-    found = find_embedded(index, [], {_IMPORTED_AS: names})[_IMPORTED_AS]
-    type_ = index.prog.type(_IMPORTED_AS.type_name)
-    device = as_structs(found.structs, field_dtype(type_, {"device": "dev"}))["device"]
-    known = np.isin(device, np.array(devices, dtype=np.uint64))
-    return tuple(found.address[known].tolist())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,12 +91,13 @@ def _tree_lines(graph: Graph, width: int) -> Iterator[str]:
             unsure = "" if edge.proven else " (not proven)"
             why[thing.id, edge.target] = f"{each}{edge.why} it{unsure}"
     shown: Set[str] = set()
-    # A cycle is written along its edges.
-    start = graph.roots if len(graph.roots) == 1 else graph.roots[:1]
     # (node, the node above it, prefix of its line, prefix of the lines below it)
-    stack = [(root, "", "", "") for root in reversed(start)]
+    stack = [(root, "", "", "") for root in reversed(graph.roots)]
     while stack:
         id, above, prefix, indent = stack.pop()
+        # A cycle is written along its edges, from the first of its nodes.
+        if id in shown and not above:
+            continue
         thing = things[id]
         text = _line(thing.nodes)
         if above:

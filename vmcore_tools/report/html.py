@@ -162,7 +162,8 @@ def _tree(graph: Graph) -> str:
         drawn = "".join(_DRAWN[line[at : at + 3]] for at in range(0, start, 3))
         node = text(line[start:])
         lines.append(drawn + (node if start else f'<span class="root">{node}</span>'))
-    return '<pre aria-label="who waits for whom">' + "\n".join(lines) + "</pre>\n"
+    caption = text(graph.caption)
+    return f'<pre aria-label="{caption}">' + "\n".join(lines) + "</pre>\n"
 
 
 class _Renderer:

@@ -125,7 +125,7 @@ class _Renderer:
         yield _title(finding)
         yield from self._wrap(message_text(finding), _INDENT)
         if finding.graph is not None:
-            yield f"{_INDENT}who waits for whom, from the cause down:"
+            yield f"{_INDENT}{finding.graph.caption}:"
             yield from self._tree(finding.graph)
         yield from self._field("subject", ref_text(finding.subject))
         for item in evidence_lines(finding):

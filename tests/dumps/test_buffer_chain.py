@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""buffer-chain on real dumps: from the fences that their guests recorded to who holds them."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Set, Tuple
+
+import pytest
+
+from drgn_scripts.buffer_chain import ANALYSIS, ChainLink
+from tests.dumps.conftest import ShippedDump
+from vmcore_tools import runner
+from vmcore_tools.kernel.buffer_chain import BufferChains, Node, What, chain_of
+from vmcore_tools.kernel.slab import slab_index
+from vmcore_tools.model import AnalysisResult, Finding, Severity, Status
+
+
+def run(
+    shipped: ShippedDump, target: str, nodes: int = 100
+) -> Tuple[AnalysisResult, List[Finding]]:
+    options = {"target": target, "nodes": nodes}
+    report = runner.run(
+        shipped.target,
+        [ANALYSIS],
+        {ANALYSIS.name: options},
+        limit=None,
+        progress=lambda items, _what, _total: items,
+    )
+    return report.analyses[0], list(report.findings)
+
+
+def rows(result: AnalysisResult) -> List[ChainLink]:
+    (table,) = result.tables
+    return list(table.rows)
+
+
+def held(shipped: ShippedDump, why: str) -> Dict[str, Any]:
+    found = [fence for fence in shipped.truth["held"] if fence["why"] == why]
+    return dict(found[len(found) // 2])
+
+
+def test_a_fence_of_a_sync_file(shipped: ShippedDump) -> None:
+    fence = held(shipped, "sync_file")
+    result, (finding,) = run(shipped, fence["address"])
+    assert result.status == Status.OK
+    links = rows(result)
+    (of_file,) = [link for link in links if link.keeper_type == "struct sync_file"]
+    assert of_file.kept == int(fence["address"], 16)
+    opened = [(link.why, link.pid) for link in links if link.kept == of_file.keeper]
+    assert opened == [(f"is fd {fence['number']} of", fence["pid"])]
+    assert finding.graph is not None
+    assert [node.ref.pid for node in finding.graph.nodes if node.id in finding.graph.roots] == [
+        fence["pid"]
+    ]
+    assert finding.rule.severity == Severity.INFO
+
+
+def test_a_fence_of_a_buffer(shipped: ShippedDump) -> None:
+    """The same from an address within it."""
+    fence = held(shipped, "reservation")
+    address = int(fence["address"], 16)
+    result, _ = run(shipped, hex(address + 8))
+    links = rows(result)
+    gems = [link.keeper for link in links if link.kept == address]
+    handles = [link for link in links if link.kept in gems]
+    assert f"is handle {fence['number']} of" in {link.why for link in handles}
+    drm_files = {link.keeper for link in handles}
+    assert fence["pid"] in {link.pid for link in links if link.kept in drm_files}
+    assert {link.kept_type for link in links if link.kept == address} == {"struct dma_fence"}
+
+
+def test_a_process_and_its_bound(shipped: ShippedDump) -> None:
+    pid = held(shipped, "sync_file")["pid"]
+    result, (finding,) = run(shipped, str(pid), nodes=20)
+    graph = finding.graph
+    assert graph is not None
+    assert len(graph.nodes) == 20
+    assert graph.left_out > 0
+    assert finding.subject.pid == pid
+    ids = {node.id for node in graph.nodes}
+    assert {end for edge in graph.edges for end in (edge.source, edge.target)} <= ids
+    assert len(rows(result)) >= 19
+    # Of its sync_files each has the descriptor that the guest recorded.
+    numbers = {f["number"] for f in shipped.truth["held"] if f["pid"] == pid}
+    for link in rows(result):
+        if link.kept_type == "struct sync_file" and link.pid == pid:
+            assert int(link.why.split()[2]) in numbers
+
+
+@pytest.mark.parametrize("target", ["0x10", "4000000", "Xorg", "0xzz", "0x1" + "0" * 16])
+def test_what_is_no_buffer(demo_dump: ShippedDump, target: str) -> None:
+    result, findings = run(demo_dump, target)
+    assert findings == []
+    assert result.status == Status.PARTIAL
+    assert [gap.what for gap in result.gaps] == ["target"]
+
+
+def test_each_thing_is_found_by_any_address_in_it(shipped: ShippedDump) -> None:
+    chains = BufferChains(slab_index(shipped.target.prog, shipped.target.memory))
+    gems = chains.gems.gems
+    for number in range(0, len(gems.address), max(1, len(gems.address) // 20)):
+        address = int(gems.address[number])
+        for offset in (0, 8, 100):
+            assert chains.at(address + offset) == Node(What.GEM, address)
+
+
+def test_a_chain_ends(shipped: ShippedDump) -> None:
+    """With no bound to stop it: all that the busiest process has."""
+    chains = BufferChains(slab_index(shipped.target.prog, shipped.target.memory))
+    start = chains.process(held(shipped, "sync_file")["pid"])
+    assert start is not None
+    chain = chain_of(chains, start, 100_000)
+    assert chain.left_out == 0
+    seen: Set[Node] = set(chain.nodes)
+    assert len(seen) == len(chain.nodes) > 60
+    assert all(link.kept in seen and link.keeper in seen for link in chain.links)
