@@ -35,9 +35,10 @@ class Container:
     """
     What an address lies in.
 
-    :ivar place: ``slab object``, ``variable``, ``stack`` or ``memory``
-    :ivar name: of the cache, the variable, or the function in whose frame it is
-    :ivar start: where that begins; of a stack and of memory, the address itself
+    :ivar place: ``slab object``, ``variable``, ``module`` (without debug info), ``stack``
+        or ``memory``
+    :ivar name: of the cache, variable or module, or the function in whose frame it is
+    :ivar start: where the object or variable begins; else the address itself
     :ivar size_bytes: of the object; of a variable, its symbol's
     :ivar offset: of the address in it
     :ivar type_name: ``struct foo``, None if it is not known
@@ -63,6 +64,8 @@ class Container:
             return f"the frame of {self.name}" if self.name else "a stack"
         if self.place == "variable":
             return f"{self.name}.{self.field}" if self.field else self.name
+        if self.place == "module":
+            return f"the data of {self.name}"
         if self.place == "memory":
             return "memory of unknown use"
         kind = self.type_name or "an object"
@@ -113,7 +116,14 @@ class Containers:
             symbol = None
         if symbol is not None:
             return self._variable(symbol.name, symbol.address, symbol.size, address)
-        return self._slab_object(address) or Container("memory", "", address, size_bytes)
+        in_slab = self._slab_object(address)
+        if in_slab is not None:
+            return in_slab
+        try:
+            module = self._prog.module(address)
+        except LookupError:
+            return Container("memory", "", address, size_bytes)
+        return Container("module", module.name, address, size_bytes)
 
     def _variable(self, name: str, start: int, size_bytes: int, address: int) -> Container:
         try:

@@ -223,7 +223,7 @@ class WakerUnknown:
             evidence.append(
                 Evidence("pointed_at_by", Kind.UNTRUSTED, self._pointed_at_by(leaf, pointers))
             )
-            if container.offset or container.place == "stack":
+            if container.offset or container.place in ("stack", "module"):
                 message += ", in {part_of}"
         evidence += _of_readers(node)
         message += (
