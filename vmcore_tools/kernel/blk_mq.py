@@ -8,19 +8,26 @@ from typing import Iterator, Optional
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Object
+from drgn import Object, cast
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.timekeeping import ktime_get_coarse_ns
 from drgn.helpers.linux.xarray import xa_for_each
 
 from vmcore_tools.kernel.jiffies import jiffies_age_ns
 from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.symbols import symbol_name
 
 #: Bounds that no machine reaches; damaged counts must end.
 _HW_QUEUES_MAX = 65536
 _TAGS_MAX = 1 << 20
 #: Pages and bios of one request.
 _PAGES_MAX = 1 << 20
+#: Direct I/O by the function at its bios' end: what bi_private is, and who sleeps in it.
+_DIRECT_IO = {
+    "blkdev_bio_end_io": ("struct blkdev_dio", "waiter"),
+    "iomap_dio_bio_end_io": ("struct iomap_dio", "submit.waiter"),
+    "dio_bio_end_io": ("struct dio", "waiter"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +129,47 @@ def _oldest_ns(queue: Object, structs: npt.NDArray[np.void]) -> Optional[int]:
     return max(ages, default=None)
 
 
+def for_each_bio(request: Object) -> Iterator[Object]:
+    """
+    Iterate over the bios of a request.
+
+    :param request: ``struct request *``
+    :return: Iterator of ``struct bio *``
+    :raises FaultError: if one is not in the dump
+    :raises drgn.helpers.ValidationError: if there are too many
+    """
+    bio = request.bio.read_()
+    for _ in range(_PAGES_MAX):
+        if not bio:
+            return
+        yield bio
+        bio = bio.bi_next.read_()
+    raise ValidationError("the bios of a request do not end")
+
+
+def bio_waiter(bio: Object) -> Optional[Object]:
+    """
+    The task that sleeps until a bio of direct I/O ends: no list has it.
+
+    :param bio: ``struct bio *``
+    :return: ``struct task_struct *``; None if it is another kind of bio, or nobody sleeps
+    :raises FaultError: if what it is part of is not in the dump
+    """
+    function = symbol_name(bio.prog_, bio.bi_end_io.value_())
+    if function == "blkdev_bio_end_io_simple":
+        return cast("struct task_struct *", bio.bi_private)
+    if function not in _DIRECT_IO:
+        return None
+    type_name, member = _DIRECT_IO[function]
+    try:
+        found = cast(f"{type_name} *", bio.bi_private)
+        for name in member.split("."):
+            found = found.member_(name)
+    except LookupError:
+        return None
+    return found.read_() if found else None
+
+
 def for_each_page(request: Object) -> Iterator[Object]:
     """
     Iterate over the pages that a request reads or writes.
@@ -132,9 +180,8 @@ def for_each_page(request: Object) -> Iterator[Object]:
     :raises drgn.helpers.ValidationError: if there are too many
     """
     size = request.prog_["PAGE_SIZE"].value_()
-    bio = request.bio.read_()
     left = _PAGES_MAX
-    while bio:
+    for bio in for_each_bio(request):
         for number in range(int(bio.bi_vcnt.value_())):
             part = bio.bi_io_vec[number].read_()
             end = part.bv_offset.value_() + part.bv_len.value_()
@@ -144,5 +191,3 @@ def for_each_page(request: Object) -> Iterator[Object]:
                 raise ValidationError("a request has too many pages")
             for page in range(pages):
                 yield part.bv_page + page
-        left -= 1
-        bio = bio.bi_next.read_()

@@ -20,8 +20,10 @@ from vmcore_tools.kernel.virtio_gpu import (
     last_emitted_seqno,
 )
 from vmcore_tools.kernel.virtio_ring import RingState, ring_state
+from vmcore_tools.kernel.wait_disks import bio_with_waiter
 from vmcore_tools.kernel.wait_fences import fence_node
 from vmcore_tools.kernel.wait_graph import Edge, Root
+from vmcore_tools.kernel.wait_io import follow_io_wait
 from vmcore_tools.kernel.wait_nodes import DEVICE, VIRTQUEUE, Node
 from vmcore_tools.kernel.waits import Wait
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
@@ -80,7 +82,9 @@ class DeviceLate(Cause):
     rules = (DEVICE_LATE,)
 
     def prepare(self) -> None:
-        """Who waits for fences of a device where a signal would end the wait: Xorg, mostly."""
+        """Who waits for a device, and is on no list: for direct I/O, or where a signal helps."""
+        for key in self.view.asleep:
+            self._add_direct_io(key)
         try:
             for device in for_each_virtio_gpu_device(self.view.prog):
                 for fence in for_each_emitted_fence(device):
@@ -89,6 +93,19 @@ class DeviceLate(Cause):
             pass  # no such driver, or none of its debug info
         except (FaultError, ValidationError) as error:
             self.view.ctx.coverage.gap("emitted fence", f"the list cannot be followed: {error}")
+
+    def _add_direct_io(self, key: str) -> None:
+        chains = self.view.chains
+        node = chains.nodes[key]
+        if node.wait is not None:
+            return
+        bio = bio_with_waiter(chains, node.object)
+        if bio is not None:
+            wait = Wait("bio", bio, "the bio names it as who sleeps")
+            chains.nodes[key] = node = dataclasses.replace(node, wait=wait)
+            for edge in follow_io_wait(chains, node, wait):
+                chains.graph.add_edge(edge)
+            chains.follow()
 
     def _add_waiters(self, fence: Object) -> None:
         try:

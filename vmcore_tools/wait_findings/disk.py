@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Iterator, List, Optional, Tuple
 
-from drgn import FaultError
+from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.blk_mq import InFlight, requests_in_flight
@@ -28,11 +28,13 @@ def disk_late(view: WaitView, root: Root, rule: Rule, late_ns: int) -> Optional[
     """
     node = view.node(root.nodes[0])
     disk = node.object
-    rings: List[RingState] = []
+    queues: List[Object] = []
     try:
         flight = requests_in_flight(disk.queue.read_())
         if is_virtio_disk(disk):
-            rings = [ring_state(queue) for queue in for_each_disk_queue(disk)]
+            queues += for_each_disk_queue(disk)
+        rings = [ring_state(queue) for queue in queues]
+        names = tuple(q.name.string_().decode(errors="backslashreplace") for q in queues)
     except (FaultError, ValidationError, LookupError) as error:
         view.ctx.coverage.gap("requests of a disk", f"they cannot be read: {error}")
         return None
@@ -53,7 +55,7 @@ def disk_late(view: WaitView, root: Root, rule: Rule, late_ns: int) -> Optional[
         subject=view.ref(node),
         evidence=(
             Evidence("device", Kind.UNTRUSTED, node.label),
-            *_evidence(flight, rings),
+            *_evidence(flight, names, rings),
             *view.victims(root),
         ),
         signature_key=("device-late", "disk", state),
@@ -64,10 +66,13 @@ def disk_late(view: WaitView, root: Root, rule: Rule, late_ns: int) -> Optional[
     )
 
 
-def _evidence(flight: InFlight, rings: List[RingState]) -> Iterator[Evidence]:
+def _evidence(
+    flight: InFlight, names: Tuple[str, ...], rings: List[RingState]
+) -> Iterator[Evidence]:
     yield Evidence("in_flight", Kind.COUNT, len(flight.requests))
     yield Evidence("oldest_ns", Kind.DURATION, maybe(flight.oldest_ns))
     if rings:
+        yield Evidence("queues", Kind.UNTRUSTED, names)
         yield Evidence("unanswered", Kind.COUNT, sum(ring.with_device for ring in rings))
         yield Evidence("not_fetched", Kind.COUNT, maybe(_not_fetched(rings)))
         yield Evidence("answered", Kind.COUNT, sum(ring.answered for ring in rings))
