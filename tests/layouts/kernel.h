@@ -3,6 +3,7 @@
  * What all of the releases have, with the members of a 64-bit kernel with SMP
  * and without lock debugging.
  */
+#pragma once
 
 typedef unsigned char u8;
 typedef signed char s8;

@@ -239,11 +239,31 @@ struct drm_mode_config {
 	struct list_head plane_list;
 };
 
+struct drm_client_buffer {
+	void *client;
+	struct drm_gem_object *gem;
+};
+
+struct drm_fb_helper {
+	struct drm_client_buffer *buffer;
+};
+struct drm_fb_helper keep_drm_fb_helper;
+
+struct drm_vma_offset_manager {
+	atomic_t vm_lock;
+	unsigned long vm_addr_space_mm[32];
+};
+struct drm_vma_offset_manager keep_drm_vma_offset_manager;
+
 struct drm_device {
 	struct drm_driver *driver;
 	void *dev_private;
 	struct list_head filelist;
+	struct list_head filelist_internal;
 	struct drm_mode_config mode_config;
+	struct idr object_name_idr;
+	struct drm_vma_offset_manager *vma_offset_manager;
+	struct drm_fb_helper *fb_helper;
 };
 
 struct drm_minor {
@@ -324,10 +344,89 @@ const struct drm_gem_object_funcs virtio_gpu_shmem_funcs = {
 	.free = gem_free,
 };
 
+struct drm_mode_object {
+	uint32_t id;
+	uint32_t type;
+	void *properties;
+	struct kref refcount;
+};
+
+struct drm_framebuffer {
+	struct drm_device *dev;
+	struct list_head head;
+	struct drm_mode_object base;
+	unsigned int internal_flags;
+	struct drm_gem_object *obj[4];
+};
+struct drm_framebuffer keep_drm_framebuffer;
+
 struct virtio_gpu_framebuffer {
-	char base[200];
+	struct drm_framebuffer base;
 };
 struct virtio_gpu_framebuffer keep_virtio_gpu_framebuffer;
+
+/* include/drm/drm_gem_shmem_helper.h */
+
+struct drm_gem_shmem_object {
+	struct drm_gem_object base;
+	struct page **pages;
+	refcount_t pages_use_count;
+	refcount_t pages_pin_count;
+};
+
+struct virtio_gpu_object {
+	struct drm_gem_shmem_object base;
+	struct sg_table *sgt;
+	uint32_t hw_res_handle;
+};
+struct virtio_gpu_object keep_virtio_gpu_object;
+
+struct virtio_gpu_object_array {
+	char ticket[24] __attribute__((aligned(8)));
+	struct list_head next;
+	u32 nents, total;
+	struct drm_gem_object *objs[];
+};
+struct virtio_gpu_object_array keep_virtio_gpu_object_array;
+
+struct virtio_gpu_vbuffer {
+	char *buf;
+	int size;
+	void *data_buf;
+	uint32_t data_size;
+	char *resp_buf;
+	int resp_size;
+	void *resp_cb;
+	void *resp_cb_data;
+	struct virtio_gpu_object_array *objs;
+	struct list_head list;
+	uint32_t seqno;
+	bool sync_for_cpu;
+};
+struct virtio_gpu_vbuffer keep_virtio_gpu_vbuffer;
+
+struct virtio_gpu_queue {
+	struct virtqueue *vq;
+};
+
+/* include/linux/mm_types.h and mm.h, of which nothing is mapped here */
+
+struct vm_area_struct;
+
+struct vm_operations_struct {
+	void (*open)(struct vm_area_struct *area);
+	void (*close)(struct vm_area_struct *area);
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	struct mm_struct *vm_mm;
+	const struct vm_operations_struct *vm_ops;
+	struct file *vm_file;
+	void *vm_private_data;
+};
+struct vm_area_struct keep_vm_area_struct;
+struct kmem_cache *vm_area_cachep;
 
 struct virtio_gpu_plane_state {
 	struct drm_plane_state base;
@@ -337,7 +436,11 @@ struct virtio_gpu_plane_state keep_virtio_gpu_plane_state;
 
 struct virtio_gpu_device {
 	struct drm_device *ddev;
+	struct virtio_gpu_queue ctrlq;
+	struct virtio_gpu_queue cursorq;
+	struct kmem_cache *vbufs;
 	struct virtio_gpu_fence_driver fence_drv;
+	struct list_head obj_free_list;
 };
 struct virtio_gpu_device keep_virtio_gpu_device;
 

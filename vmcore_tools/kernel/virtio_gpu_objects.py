@@ -78,12 +78,9 @@ def command_objects(index: SlabIndex, device: Object) -> Optional[CommandObjects
         gaps.append(("answered commands", f"the list breaks off: {error}", device.value_()))
     others = _arrays_of(prog, sorted(_vbuffers(index, device) - set(commands)), gaps)
     passing = {a: c for a, c in others.items() if a not in queued and a not in listed}
-    in_flight, answered = _held(prog, queued), _held(prog, listed)
-    gaps += [
-        ("object array", "it could not be read", address)
-        for address in (*in_flight.unread, *answered.unread)
-    ]
-    return CommandObjects(in_flight, answered, _held(prog, passing), tuple(gaps))
+    return CommandObjects(
+        _held(prog, queued), _held(prog, listed), _held(prog, passing), tuple(gaps)
+    )
 
 
 def _queued(device: Object, gaps: List[Tuple[str, str, Optional[int]]]) -> List[int]:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""GEM objects on real dumps: thousands of buffers, with a fence in each, and nothing wrong."""
+
+from __future__ import annotations
+
+from typing import Any, List, Tuple
+
+import numpy as np
+from drgn import Object
+from drgn.helpers.linux.idr import idr_for_each
+
+from tests.dumps.conftest import ShippedDump
+from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, minor_name
+from vmcore_tools.kernel.drm_clients import drm_clients
+from vmcore_tools.kernel.drm_gem import gem_handles
+from vmcore_tools.kernel.gem_holders import gem_holders
+from vmcore_tools.kernel.id_slots import idr_slots
+from vmcore_tools.kernel.slab import slab_index
+from vmcore_tools.model import Status
+
+
+def rows(shipped: ShippedDump, name: str) -> List[Any]:
+    (result,) = [a for a in shipped.report.analyses if a.name == "gem-objects"]
+    (table,) = [table for table in result.tables if table.row_type.__name__ == name]
+    return list(table.rows)
+
+
+def test_nothing_is_said_of_gem_objects(shipped: ShippedDump) -> None:
+    (result,) = [a for a in shipped.report.analyses if a.name == "gem-objects"]
+    assert result.status in (Status.OK, Status.PARTIAL)
+    assert not [f for f in shipped.report.findings if f.rule.id.startswith("VT41")]
+
+
+def test_the_buffers_of_the_guest(shipped: ShippedDump) -> None:
+    """Each buffer whose fence the guest recorded is there, with its handle and its process."""
+    held = [held for held in shipped.truth["held"] if held["why"] == "reservation"]
+    users = {row.users for row in rows(shipped, "GemObject")}
+    assert len(held) > 2000
+    missing = [h for h in held if f"Xorg ({h['pid']}) handle {h['number']}" not in users]
+    assert missing == []
+    (pid,) = {fence["pid"] for fence in held}
+    (memory,) = [row for row in rows(shipped, "GemMemory") if row.pid == pid]
+    assert memory.objects >= len(held)
+    assert (
+        memory.size_bytes
+        == memory.pages_bytes
+        == sum(row.size_bytes for row in rows(shipped, "GemObject") if f"({pid})" in row.users)
+    )
+
+
+def test_every_reference_has_its_holder(shipped: ShippedDump) -> None:
+    index = slab_index(shipped.target.prog, shipped.target.memory)
+    found = gem_holders(index)
+    assert found.gaps == ()
+    verdicts = {row.address: row.verdict for row in rows(shipped, "GemObject")}
+    assert sorted(verdicts) == found.gems.address.tolist()
+    assert set(verdicts.values()) <= {"explained", "in use", "freeing"}
+    # The kernel's own count of handles is that of the handles that were found.
+    gems, counts = np.unique(found.handles.gem, return_counts=True)
+    at = np.searchsorted(found.gems.address, gems)
+    assert (found.gems.address[at] == gems).all()
+    assert found.gems.handle_count[at].tolist() == counts.tolist()
+    assert int(found.gems.handle_count.sum()) == len(found.handles.gem)
+
+
+def test_handles_as_drgn_has_them(shipped: ShippedDump) -> None:
+    prog = shipped.target.prog
+    walked = 0
+    for device in for_each_drm_device(prog):
+        for file in for_each_drm_file(device):
+            expected = [(number, entry.value_()) for number, entry in _entries(file)]
+            found = idr_slots(file.object_idr)
+            assert list(zip(found.id.tolist(), found.entry.tolist())) == expected
+            assert found.unread == ()
+            assert [prog.read_word(word) for word in found.word.tolist()] == found.entry.tolist()
+            assert len(gem_handles([file]).gem) == len(expected)
+            walked += len(expected)
+    assert walked > 2000
+
+
+def _entries(file: Object) -> List[Tuple[int, Object]]:
+    idr = file.object_idr
+    return [(number, entry) for number, entry in idr_for_each(idr.address_of_()) if entry]
+
+
+def test_clients_and_their_processes(shipped: ShippedDump) -> None:
+    index = slab_index(shipped.target.prog, shipped.target.memory)
+    files = [f for d in for_each_drm_device(shipped.target.prog) for f in for_each_drm_file(d)]
+    found = drm_clients(index, files)
+    assert (found.gaps, found.without_holder) == ((), [])
+    pids = {held["pid"] for held in shipped.truth["held"]}
+    assert pids <= {client.opener_pid for client in found.clients}
+    for client in found.clients:
+        assert client.minor == minor_name(client.file.minor)
+        assert client.minor.startswith(("card", "renderD"))
+        assert client.process is not None and client.opener is not None
+        assert client.process.tgid.value_() == client.opener_pid
+        assert client.opener.comm.string_() == b"Xorg"
