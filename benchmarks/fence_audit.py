@@ -13,49 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any, List, Mapping, Sequence, Tuple
+from typing import Any, List, Mapping, Tuple
 
+from benchmarks.commands import opening, timed_analysis
 from fixtures.cache import Cache, default_root
 from fixtures.fence_load import FenceLoad, fence_loads
 from vmcore_tools import demo
-
-_SCRIPTS = Path(sys.executable).parent
-# With a finding, and where something could not be read.
-_EXPECTED_STATUS = (1, 3)
-
-
-def _timed(command: Sequence[str], expected: Sequence[int]) -> Tuple[float, float, bytes]:
-    """Seconds, peak resident MiB and output of a command."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        output = process.stdout.read() if process.stdout else b""
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in expected:
-        sys.exit(f"{command[0]} ended with {process.returncode}")
-    return seconds, usage.ru_maxrss / 1024, output
-
-
-def _opening(core: Path, symbols: Sequence[Path]) -> float:
-    """Seconds in which drgn opens a dump with its kernel's debug info."""
-    command = [str(_SCRIPTS / "drgn"), "-q", "--no-default-symbols"]
-    command += ["-c", str(core), "-s", str(symbols[0]), "-e", "pass"]
-    return _timed(command, [0])[0]
-
-
-def _audit(core: Path, symbols: Sequence[Path], output_format: str) -> Tuple[float, float, bytes]:
-    """Seconds, peak MiB and output of the analysis dma-fences, as a user runs it."""
-    command = [sys.executable, "-m", "vmcore_tools", "run", "dma-fences", "-c", str(core)]
-    for path in symbols:
-        command += ["-s", str(path)]
-    return _timed([*command, "--format", output_format], _EXPECTED_STATUS)
 
 
 def _leaked(report: Mapping[str, Any]) -> Tuple[int, int]:
@@ -74,8 +38,8 @@ def measure_demo(runs: int) -> None:
     opened: List[float] = []
     audited: List[float] = []
     for _ in range(runs):
-        opened.append(_opening(dump.vmcore, symbols))
-        audited.append(_audit(dump.vmcore, symbols, "table")[0])
+        opened.append(opening(dump.vmcore, symbols))
+        audited.append(timed_analysis("dma-fences", dump.vmcore, symbols, "table")[0])
     floor, ours = statistics.median(opened), statistics.median(audited)
     print("the demo dump:")
     print(f"  drgn opens it: {floor:.2f} s")
@@ -90,8 +54,8 @@ def measure_load(load: FenceLoad, runs: int) -> float:
     peaks: List[float] = []
     leaked, proven = 0, 0
     for _ in range(runs):
-        opened.append(_opening(load.core, load.symbols))
-        seconds, peak_mib, output = _audit(load.core, load.symbols, "json")
+        opened.append(opening(load.core, load.symbols))
+        seconds, peak_mib, output = timed_analysis("dma-fences", load.core, load.symbols, "json")
         leaked, proven = _leaked(json.loads(output))
         audited.append(seconds)
         peaks.append(peak_mib)
