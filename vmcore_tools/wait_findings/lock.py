@@ -42,12 +42,13 @@ class HolderAsleep(Cause):
             return None
         lock = self.view.chains.nodes[edges[0].source]
         has = "{comm} ({pid}) has the {lock} at {lock_address}"
-        readers = rwsem_readers(lock.object) if edges[0].why == READ_BY else None
+        last, readers = edges[0].why == READ_BY, None
+        if last:
+            has = "{comm} ({pid}) is the last of those that took the {lock} at {lock_address}"
+        if last and lock.name == "rwsem":
+            readers = rwsem_readers(lock.object)
         if readers is not None:
-            has = (
-                "{comm} ({pid}) is the last of those that took the {lock} at {lock_address}, which "
-                "{readers} readers have,"
-            )
+            has += ", which {readers} readers have,"
         return Finding(
             rule=HOLDER_ASLEEP,
             confidence=self.view.confidence(edges),
