@@ -97,7 +97,7 @@ def srcu_works(srcu: Object) -> List[Object]:
     :return: ``struct work_struct *`` of each
     """
     # "srcu: Move work-scheduling fields from srcu_struct to srcu_usage" in v6.4.
-    usage = srcu.srcu_sup if hasattr(srcu, "srcu_sup") else srcu
-    works = [usage.work.work.address_of_()]
+    has_work = srcu if hasattr(srcu, "work") else srcu.srcu_sup
+    works = [has_work.work.work.address_of_()]
     works += [of_cpu.work.address_of_() for of_cpu in _per_cpu(srcu)]
     return works
