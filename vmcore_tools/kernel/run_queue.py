@@ -332,7 +332,8 @@ def unlisted_tasks(queue: RunQueue) -> int:
         return 0
     number = int(rq.scx.nr_running.value_())
     try:
-        current = queue.current.sched_class == queue.current.prog_["ext_sched_class"].address_of_()
+        ext = queue.current.prog_["ext_sched_class"].address_of_()
+        current = bool(queue.current.sched_class == ext)
     except KeyError:
         current = False
     return max(0, number - current)

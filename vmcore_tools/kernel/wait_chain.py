@@ -25,10 +25,12 @@ from vmcore_tools.kernel.wait_fences import follow_fence, follow_fence_wait
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
 from vmcore_tools.kernel.wait_io import follow_io_wait, follow_page_wait
 from vmcore_tools.kernel.wait_locks import follow_lock, follow_lock_wait
+from vmcore_tools.kernel.wait_memory import as_reclaim, follow_memory, follow_reclaim_wait
 from vmcore_tools.kernel.wait_nodes import (
     CPU,
     FENCE,
     LOCK,
+    MEMORY,
     OBJECT,
     POOL,
     RCU,
@@ -242,6 +244,7 @@ FOLLOW_WAIT: Mapping[str, FollowWait] = {
     "dma_fence": follow_fence_wait,
     "virtqueue": follow_virtqueue_wait,
     "rcu": follow_rcu_wait,
+    "reclaim": follow_reclaim_wait,
     "rcu barrier": follow_state_wait,
     "rcu expedited": follow_state_wait,
     "rcu kthread": follow_state_wait,
@@ -255,6 +258,7 @@ FOLLOW_NODE: Mapping[str, FollowNode] = {
     FENCE: follow_fence,
     VIRTQUEUE: follow_virtqueue,
     RCU: follow_rcu,
+    MEMORY: follow_memory,
 }
 #: What plain wait queues and completions are known to be of.
-NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_rcu)
+NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_rcu, as_reclaim)

@@ -14,6 +14,8 @@ from vmcore_tools.kernel.waits import Wait
 TASK, LOCK, WORK, WORKQUEUE, POOL, CPU = ("task", "lock", "work", "workqueue", "pool", "cpu")
 FENCE, VIRTQUEUE, DEVICE, RCU, OBJECT = ("fence", "virtqueue", "device", "rcu", "object")
 
+MEMORY = "memory"
+
 #: How a lock and its holder, and a work and its worker, belong together.
 HELD_BY = "is held by"
 READ_BY = "was last taken by"

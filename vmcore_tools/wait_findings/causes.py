@@ -17,6 +17,7 @@ from vmcore_tools.wait_findings.deadlock import Deadlock
 from vmcore_tools.wait_findings.device import DeviceLate
 from vmcore_tools.wait_findings.lock import HolderAsleep
 from vmcore_tools.wait_findings.lost import LostWakeup
+from vmcore_tools.wait_findings.memory import MemoryPressure
 from vmcore_tools.wait_findings.rcu import RcuStall
 from vmcore_tools.wait_findings.unknown import WakerUnknown
 from vmcore_tools.wait_findings.view import Cause, WaitView, of_live_target
@@ -30,6 +31,7 @@ CAUSES: Tuple[Type[Cause], ...] = (
     RcuStall,
     WorkStuck,
     DeviceLate,
+    MemoryPressure,
     HolderAsleep,
 )
 #: Where they are kept in ``prog.cache``.

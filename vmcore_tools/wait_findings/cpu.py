@@ -186,7 +186,6 @@ class CpuMonopolised(Cause):
         time = "for {held_ns}" if own else "as it seems for {waited_ns}"
         message = (
             "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
-            + ("with interrupts off " if interrupts_off(task) else "")
             + (time if certain else "for at most {at_most_ns}")
             + "; {victims} tasks wait for it"
         )
