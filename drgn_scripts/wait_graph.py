@@ -33,6 +33,7 @@ from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.model import Absent, Finding, Kind, Maybe, column
 from vmcore_tools.wait_findings.causes import CAUSES, explain_waits
+from vmcore_tools.wait_findings.queues import waited_for_queues
 from vmcore_tools.wait_findings.unknown import WakerUnknown
 from vmcore_tools.wait_findings.view import WaitView, maybe
 
@@ -57,6 +58,20 @@ class WaitingTask:
     stack: str = column(Kind.STACK)
 
 
+@dataclasses.dataclass(frozen=True)
+class Virtqueue:
+    """A queue of a virtio device that somebody waits for, and how far the host is with it."""
+
+    device: str = column(Kind.UNTRUSTED)
+    queue: str = column(Kind.UNTRUSTED)
+    size: int = column(Kind.COUNT)
+    unanswered: int = column(Kind.COUNT)
+    not_fetched: Maybe[int] = column(Kind.COUNT)
+    answered: int = column(Kind.COUNT)
+    free: int = column(Kind.COUNT)
+    virtqueue: int = column(Kind.ADDRESS)
+
+
 def analyze(ctx: Context) -> Iterator[Any]:
     waits = explain_waits(ctx)
     try:
@@ -66,6 +81,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
             yield finding
         for key in (*waits.view.asleep, *waits.view.in_fences):
             yield from _row(waits.view, key, waits.blamed.get(key))
+        yield from _virtqueues(waits.view)
     finally:
         waits.count_gaps(ctx.coverage)
 
@@ -90,6 +106,21 @@ def _row(view: WaitView, key: str, cause: Optional[Finding]) -> Iterator[Any]:
     )
 
 
+def _virtqueues(view: WaitView) -> Iterator[Virtqueue]:
+    for queue in waited_for_queues(view):
+        state = queue.state
+        yield Virtqueue(
+            device=queue.device,
+            queue=queue.name,
+            size=state.size,
+            unanswered=state.with_device,
+            not_fetched=maybe(state.not_fetched),
+            answered=state.answered,
+            free=state.free,
+            virtqueue=queue.address,
+        )
+
+
 def _waited_for(view: WaitView, key: str) -> Maybe[int]:
     """The address of what a task waits for: of the work, not of the barrier behind it."""
     wait = view.chains.nodes[key].wait
@@ -103,7 +134,7 @@ def _waited_for(view: WaitView, key: str) -> Maybe[int]:
 ANALYSIS = Analysis(
     name="wait-graph",
     analyze=analyze,
-    tables=(WaitingTask,),
+    tables=(WaitingTask, Virtqueue),
     rules=(*(rule for cause in CAUSES for rule in cause.rules), *WakerUnknown.rules),
     options=(
         Option(
