@@ -35,6 +35,7 @@ def holders(
         nodes={"reader": Node("reader", TASK, task, "task", wait, state)},
         task=lambda _task: "reader",
     )
+    monkeypatch.setattr(wait_locks, "next_owner", lambda *_: None)
     monkeypatch.setattr(wait_locks, "_holder", lambda *_: Holder(task, certain))
     monkeypatch.setattr(wait_locks, "is_uninterruptible", lambda _task: uninterruptible)
     edges = list(wait_locks.follow_lock(chains, Node("sem", LOCK, pointer(SEM), "rwsem")))
@@ -62,3 +63,17 @@ def test_who_certainly_has_it_and_waits_for_it_again_is_its_holder(
 ) -> None:
     assert holders(monkeypatch, certain=True, waits_for=SEM) == 1
     assert holders(monkeypatch, certain=True, uninterruptible=False) == 1
+
+
+@pytest.mark.parametrize(("state", "followed"), [("queued", 1), ("running", 1), ("asleep", 0)])
+def test_who_was_woken_to_take_a_free_lock_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, state: str, followed: int
+) -> None:
+    task: Any = pointer(0x1)
+    chains: Any = SimpleNamespace(
+        nodes={"next": Node("next", TASK, task, "task", None, state)}, task=lambda _task: "next"
+    )
+    monkeypatch.setattr(wait_locks, "next_owner", lambda *_: task)
+    monkeypatch.setattr(wait_locks, "_holder", lambda *_: None)
+    edges = list(wait_locks.follow_lock(chains, Node("lock", LOCK, pointer(SEM), "mutex")))
+    assert [(edge.target, edge.why) for edge in edges] == [("next", "is to be taken by")] * followed

@@ -11,7 +11,12 @@ import pytest
 from drgn import Object, offsetof
 
 from tests.layouts.machine import Machine
-from vmcore_tools.kernel.locks import first_waiter, rwsem_holder, rwsem_readers_behind_writers
+from vmcore_tools.kernel.locks import (
+    first_waiter,
+    next_owner,
+    rwsem_holder,
+    rwsem_readers_behind_writers,
+)
 from vmcore_tools.kernel.lost_wakeups import is_over, may_be_about_to_wake
 from vmcore_tools.kernel.waits import Wait
 
@@ -70,11 +75,19 @@ def test_only_the_first_waiter_of_a_free_mutex_sleeps_for_nothing(machine: Machi
     assert is_over(mutex(machine, WAITERS | HANDOFF, [first]), first)
 
 
-def test_a_mutex_that_somebody_has_or_is_given_is_not_free(machine: Machine) -> None:
+def test_a_mutex_that_somebody_has_is_not_free(machine: Machine) -> None:
     owner, waiter = new_task(machine, 1), new_task(machine, 2)
     assert not is_over(mutex(machine, owner.value_() | WAITERS, [waiter]), waiter)
-    handed_over = waiter.value_() | WAITERS | PICKUP
-    assert not is_over(mutex(machine, handed_over, [waiter]), waiter)
+
+
+def test_a_mutex_that_was_handed_over_is_waited_for_no_more_by_its_new_owner(
+    machine: Machine,
+) -> None:
+    first, second = new_task(machine, 1), new_task(machine, 2)
+    handed_over = mutex(machine, second.value_() | WAITERS | PICKUP, [first, second])
+    assert next_owner("mutex", handed_over.object) == second
+    assert is_over(handed_over, second)
+    assert not is_over(handed_over, first)
 
 
 def test_a_free_rwsem(machine: Machine) -> None:

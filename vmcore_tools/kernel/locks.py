@@ -83,6 +83,39 @@ def mutex_is_free(mutex: Object) -> bool:
     return not mutex_owner(mutex) and not mutex.owner.counter.value_() & _MUTEX_FLAG_PICKUP
 
 
+def mutex_is_handed_to(mutex: Object) -> Optional[Object]:
+    """
+    The waiter that a mutex is handed over to, and that has not taken it yet.
+
+    :param mutex: ``struct mutex *``
+    :return: ``struct task_struct *``; None if it is not being handed over
+    """
+    if not mutex.owner.counter.value_() & _MUTEX_FLAG_PICKUP:
+        return None
+    owner = mutex_owner(mutex)
+    return owner if owner else None
+
+
+def next_owner(kind: str, lock: Object) -> Optional[Object]:
+    """
+    The waiter that is to take a lock which nobody has.
+
+    :param kind: ``mutex``, ``rwsem`` or ``rt_mutex``
+    :param lock: a pointer to it
+    :return: ``struct task_struct *``; None if somebody has it, or nobody waits
+    """
+    if kind == "mutex":
+        handed_to = mutex_is_handed_to(lock)
+        if handed_to is not None:
+            return handed_to
+        return first_waiter(lock) if mutex_is_free(lock) else None
+    if kind == "rwsem":
+        return first_waiter(lock) if rwsem_is_free(lock) else None
+    if kind == "rt_mutex":
+        return rt_mutex_top_waiter(lock) if rt_mutex_is_free(lock) else None
+    return None
+
+
 def is_rwsem_with_waiters(sem: Object, tasks: Container[int]) -> bool:
     """
     Whether this is a read-write semaphore that somebody waits for.

@@ -15,13 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from drgn import Object, sizeof
 
-from vmcore_tools.kernel.locks import (
-    first_waiter,
-    mutex_is_free,
-    rt_mutex_is_free,
-    rt_mutex_top_waiter,
-    rwsem_is_free,
-)
+from vmcore_tools.kernel.locks import next_owner
 from vmcore_tools.kernel.waits import Wait
 
 
@@ -88,16 +82,8 @@ def _semaphore(wait: Wait, task: Object) -> bool:
     return bool(wait.object.count.value_())
 
 
-def _mutex(wait: Wait, task: Object) -> bool:
-    return mutex_is_free(wait.object) and first_waiter(wait.object) == task
-
-
-def _rwsem(wait: Wait, task: Object) -> bool:
-    return rwsem_is_free(wait.object) and first_waiter(wait.object) == task
-
-
-def _rt_mutex(wait: Wait, task: Object) -> bool:
-    return rt_mutex_is_free(wait.object) and rt_mutex_top_waiter(wait.object) == task
+def _lock(wait: Wait, task: Object) -> bool:
+    return bool(next_owner(wait.kind, wait.object) == task)
 
 
 _CONDITIONS: Dict[str, Callable[[Wait, Object], bool]] = {
@@ -109,7 +95,7 @@ _CONDITIONS: Dict[str, Callable[[Wait, Object], bool]] = {
     "page": _bit,
     "dma_fence": _dma_fence,
     "semaphore": _semaphore,
-    "mutex": _mutex,
-    "rwsem": _rwsem,
-    "rt_mutex": _rt_mutex,
+    "mutex": _lock,
+    "rwsem": _lock,
+    "rt_mutex": _lock,
 }

@@ -10,6 +10,7 @@ from drgn import Object
 from vmcore_tools.kernel.locks import (
     Holder,
     mutex_holder,
+    next_owner,
     rt_mutex_holder,
     rwsem_holder,
     rwsem_readers_behind_writers,
@@ -52,7 +53,13 @@ def _writer_before(chains: WaitChains, task: Object, wait: Wait) -> Optional[Obj
 
 
 def follow_lock(chains: WaitChains, node: Node) -> Iterator[Edge]:
-    """From a lock to the task that has it."""
+    """From a lock to the task that has it, or that was woken to take it."""
+    woken = next_owner(node.name, node.object)
+    if woken is not None:
+        key = chains.task(woken)
+        # While it sleeps on, its wake-up may be lost.
+        if chains.nodes[key].state != "asleep":
+            yield Edge(node.key, key, "is to be taken by")
     holder = _holder(chains, node)
     if holder is not None and (holder.certain or _may_have(chains, holder.task, node)):
         why = HELD_BY if holder.certain else READ_BY

@@ -28,7 +28,7 @@ LOST_WAKEUP = Rule(
     page="""\
 The task is on the object's list of waiters and on no run queue, and by the
 object's own words its wait is over: the completion is done, the bit clear, the
-fence signaled, or nobody has the lock and the task is the first on its list. Of
+fence signaled, or the task is the first on the list of a lock that nobody has. Of
 a plain wait queue only the sleeper knows the condition: it is never found here.
 
 Between the end of a wait and the wake-up there is a moment. So nobody who can run
@@ -115,7 +115,7 @@ def _state(wait: Wait, task: Object) -> str:
     if wait.bit is not None:
         return f"its bit {wait.bit} is clear"
     if wait.kind in ("mutex", "rwsem", "rt_mutex"):
-        return "nobody has it"
+        return "nobody else has it"
     if wait.kind == "semaphore":
         return f"its count is {wait.object.count.value_()}"
     return "it is done"
