@@ -172,23 +172,21 @@ def _with_left_overs(index: SlabIndex, holders: GemHolders, result: Audit) -> Au
     """
     Take objects for likely leaked that only left-overs of arrays of commands point at.
 
-    Only where others of the device are proven to leak: who knows what such a pointer is.
+    Only where more of the device's are proven to leak: who knows what such a pointer is.
     """
-    gems = holders.gems
-    leaking = set(gems.device[result.verdict == Verdict.LEAKED].tolist())
-    verdict = result.verdict.copy()
-    for i in np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist():
-        if int(gems.device[i]) in leaking and all(
-            reference.place == Place.SLAB_OBJECT
-            and reference.value == int(gems.address[i])
-            and _is_left_over(index, reference)
-            for reference in result.pointers[i]
-        ):
-            verdict[i] = Verdict.LIKELY_LEAKED
+    devices, verdict = holders.gems.device, result.verdict.copy()
+    for device in np.unique(devices).tolist():
+        mine = devices == np.uint64(device)
+        unknown = np.flatnonzero(mine & (result.verdict == Verdict.UNKNOWN_HOLDER)).tolist()
+        likely = [i for i in unknown if all(_is_left_over(index, r) for r in result.pointers[i])]
+        if len(likely) < np.count_nonzero(mine & (result.verdict == Verdict.LEAKED)):
+            verdict[likely] = Verdict.LIKELY_LEAKED
     return dataclasses.replace(result, verdict=verdict)
 
 
 def _is_left_over(index: SlabIndex, reference: Reference) -> bool:
+    if reference.place != Place.SLAB_OBJECT:
+        return False
     row = int(index.find(np.array([reference.container], dtype=np.uint64))[0])
     if row < 0 or not is_kmalloc(index.caches[index.cache[row]]):
         return False

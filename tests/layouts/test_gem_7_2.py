@@ -198,6 +198,8 @@ def test_what_an_array_left_behind(gpu: Gpu) -> None:
     assert not is_left_over(prog, array, 64, offset)
     assert is_left_over(prog, other, 64, offset)
     assert not is_left_over(prog, other, 64, offset - 8)
+    # Somebody else's array of objects, in a larger cache.
+    assert not is_left_over(prog, other, 512, offset)
 
 
 def test_a_framebuffer_counts_as_a_handle(gpu: Gpu) -> None:

@@ -32,6 +32,8 @@ _OBJECT = "struct virtio_gpu_object"
 #: A command names its objects by 32-bit handles in one allocation of user space's.
 _OBJECTS_MAX = 1 << 20
 _ARRAYS_MAX = 1_000_000
+#: ``ARCH_KMALLOC_MINALIGN`` of arm64 up to v6.4: no cache of kmalloc() has smaller objects.
+_KMALLOC_MIN_BYTES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +138,12 @@ def _answered_arrays(device: Object) -> Iterator[int]:
 
 def is_left_over(prog: Program, container: int, size_bytes: int, offset: int) -> bool:
     """
-    Whether a pointer in a slab object is where an array of objects has one, and there is no array.
+    Whether a pointer in a slab object is one that an array of one object had there.
 
     Arrays are not cleared when they are freed, nor is what has their memory next. All arrays
     that are used are among :class:`CommandObjects`, or tasks have them at hand.
 
-    :param container: address of the slab object
+    :param container: address of the slab object, of a cache of kmalloc()
     :param size_bytes: of the slab object
     :param offset: of the pointer in it
     """
@@ -152,7 +154,8 @@ def is_left_over(prog: Program, container: int, size_bytes: int, offset: int) ->
         count, total = array.nents.value_(), array.total.value_()
     except (LookupError, FaultError):
         return False
-    if offset < first or offset % 8:
+    # A larger one would be in another cache.
+    if offset != first or size_bytes > max(2 * first, _KMALLOC_MIN_BYTES):
         return False
     return not (0 < count <= total and first + 8 * total <= size_bytes)
 
