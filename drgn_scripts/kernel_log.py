@@ -206,6 +206,7 @@ class _Linked:
     object: Maybe[int]
     object_state: Maybe[str]
     stack: Optional[Stack]
+    others: Tuple[Object, ...]
 
     @property
     def signature(self) -> Tuple[str, ...]:
@@ -281,7 +282,17 @@ def _link(ctx: Context, report: Report, objects: Dict[int, str]) -> _Linked:
     functions = cause_functions(report, _SIGNATURE_FRAMES)
     if not functions:
         functions = tuple(report.functions[:_SIGNATURE_FRAMES])
-    return _Linked(report, functions, task, still_blocked, address, state, _stack(report))
+    stack = _stack(report)
+    others = tuple(_other_tasks(ctx, report))
+    return _Linked(report, functions, task, still_blocked, address, state, stack, others)
+
+
+def _other_tasks(ctx: Context, report: Report) -> Iterator[Object]:
+    """The tasks that a report names by their PIDs alone, if they are still there."""
+    for pid in report.pids:
+        task = _task_of_pid(ctx, report, pid, None)
+        if pid != report.pid and not isinstance(task, Absent):
+            yield task
 
 
 def _task(ctx: Context, report: Report) -> Maybe[Object]:
@@ -290,10 +301,14 @@ def _task(ctx: Context, report: Report) -> Maybe[Object]:
         return Absent("the report names no task")
     if report.pid == 0:
         return Absent("the CPU was idle")
+    return _task_of_pid(ctx, report, report.pid, report.comm)
+
+
+def _task_of_pid(ctx: Context, report: Report, pid: int, comm: Optional[str]) -> Maybe[Object]:
     gone = Absent("no task with this PID and name was there at the time and still is")
     try:
-        task = find_task(ctx.prog, report.pid)
-        if not task or task_comm(task) != report.comm:
+        task = find_task(ctx.prog, pid)
+        if not task or (comm is not None and task_comm(task) != comm):
             return gone
         # The log's clock and that of start_time are not the same one.
         slack_ns = _NS_PER_SECOND + report.timestamp_ns // 1000
@@ -387,7 +402,7 @@ _MESSAGES: Dict[ReportKind, str] = {
     ReportKind.WORKQUEUE_LOCKUP: (
         "A worker pool (CPU {cpu}) made no progress for {stuck_ns}; works in flight: {works}"
     ),
-    ReportKind.RCU_STALL: "{detail} reported a stall, with {comm} ({pid}) on CPU {cpu}",
+    ReportKind.RCU_STALL: "{detail} reported a stall",
     ReportKind.OOM: "The kernel ran out of memory",
     ReportKind.SLUB: "SLUB reported {detail} in {cache}, seen by {comm} ({pid})",
     ReportKind.REFCOUNT: "The kernel reported a reference count: {detail}, in {comm} ({pid})",
@@ -424,6 +439,8 @@ def _finding(rule: Rule, group: List[_Linked]) -> Finding:
     elif report.kind is ReportKind.WORKQUEUE_LOCKUP:
         evidence.append(Evidence("works", Kind.UNTRUSTED, tuple(report.functions[:_TASKS_NAMED])))
     elif report.kind is ReportKind.RCU_STALL:
+        message += "" if report.pid is None else ", with {comm} ({pid})"
+        message += "" if report.cpu is None else " on CPU {cpu}"
         evidence.append(Evidence("cpus", Kind.NUMBER, tuple(sorted(set(report.cpus)))))
     elif report.kind is ReportKind.SLUB:
         evidence += [
@@ -437,6 +454,11 @@ def _finding(rule: Rule, group: List[_Linked]) -> Finding:
     if len(group) > 1:
         message += " ({reports} reports)"
     refs = [_ref(linked) for linked in list(tasks.values())[:_TASKS_NAMED]]
+    others = {task.value_(): task for linked in group for task in linked.others}
+    refs += [
+        Ref("task", task_comm(task), int(task.value_()), int(task.pid.value_()), Kind.SENSITIVE)
+        for task in list(others.values())[:_TASKS_NAMED]
+    ]
     return Finding(
         rule=rule,
         confidence=Confidence.PROVEN,

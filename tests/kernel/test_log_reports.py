@@ -308,6 +308,40 @@ def test_lockups() -> None:
     assert (hard.kind, hard.cpu, hard.pid) == (ReportKind.HARD_LOCKUP, 3, 5941)
 
 
+# Of the lab's guests worker-stuck on 5.10 and rcu-stall on 6.1.
+IN_FLIGHT_5_10 = """\
+[   15.030702] BUG: workqueue lockup - pool cpus=1 node=0 flags=0x0 nice=0 stuck for 3s!
+[   15.030702] Showing busy workqueues and worker pools:
+[   15.030702] workqueue events: flags=0x0
+[   15.030702]   pwq 2: cpus=1 node=0 flags=0x0 nice=0 active=2/256 refcnt=4
+[   15.030702]     in-flight: 20:vmspin_busy_function [vmspin]
+[   15.030702]     pending: vmspin_behind_function [vmspin] BAR(52)
+[   15.030702] workqueue vmspin_one: flags=0x20002
+[   15.030702]   pwq 4: cpus=0-1 flags=0x4 nice=0 active=1/1 refcnt=5
+[   15.030702]     in-flight: 27:vmspin_asleep_function [vmspin]
+[   15.030702]     inactive: vmspin_kept_back_function [vmspin] BAR(53)
+[   15.030702] pool 2: cpus=1 node=0 flags=0x0 nice=0 hung=3s workers=3 idle: 40 17"""
+READERS_6_1 = """\
+[   15.030702] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:
+[   15.030702] rcu: \tTasks blocked on level-0 rcu_node (CPUs 0-1): P120/1:b..l P131/1:..el
+[   15.030702] \t(detected by 0, t=752 jiffies, g=-519, q=3 ncpus=2)
+[   15.030702] task:reader          state:D stack:0     pid:120   ppid:2      flags:0x00004000
+[   15.030702] Call Trace:
+[   15.030702]  <TASK>
+[   15.030702]  __schedule+0x34d/0x9e0
+[   15.030702]  wait_for_completion+0x86/0x160
+[   15.030702]  </TASK>"""
+
+
+def test_tasks_that_are_named_by_their_pids_alone() -> None:
+    pool = one(IN_FLIGHT_5_10)
+    assert pool.functions == ["vmspin_busy_function", "vmspin_asleep_function"]
+    assert (pool.pids, pool.pid) == ([20, 27], None)  # and none of those that wait
+    stall = one(READERS_6_1)
+    assert (stall.kind, stall.pids, stall.cpus) == (ReportKind.RCU_STALL, [120, 131], [])
+    assert (stall.pid, stall.comm) == (120, "reader")
+
+
 def test_what_the_oom_killer_killed() -> None:
     report = one(OOM_5_15)
     assert (report.kind, report.pid, report.comm) == (ReportKind.OOM, 49358, "grep")

@@ -80,6 +80,7 @@ class LogReport:
     :ivar count: of leaks, for kmemleak
     :ivar cpus: CPUs that an RCU stall names
     :ivar functions: of works in flight, for a workqueue lockup
+    :ivar pids: other tasks that it names: the workers of these works, blocked RCU readers
     :ivar cache: slab cache
     :ivar object: the object's address as printed, which may be hashed
     :ivar frames: the stack, innermost first
@@ -100,6 +101,7 @@ class LogReport:
     count: Optional[int] = None
     cpus: List[int] = dataclasses.field(default_factory=list)
     functions: List[str] = dataclasses.field(default_factory=list)
+    pids: List[int] = dataclasses.field(default_factory=list)
     cache: Optional[str] = None
     object: Optional[int] = None
     frames: List[LogFrame] = dataclasses.field(default_factory=list)
@@ -260,7 +262,11 @@ _TASK_LINE = re.compile(r"task:(.{0,32}?) +state:\S.{0,40}? pid: *(\d{1,9})\b", 
 _NMI_LINE = re.compile(r"NMI backtrace for cpu (\d{1,6})")
 _STALLED_CPU = re.compile(r"(?:rcu: )?\s*(\d{1,6})-[-.!?OoNDd\w]{3,8}: \(")
 _IN_FLIGHT = re.compile(r"\s*in-flight: (.{0,900})")
-_WORK = re.compile(r"\d{1,9}(?:\(RESCUER\))?:([\w.$]{1,128})")
+_WORK = re.compile(r"(\d{1,9})(?:\(RESCUER\))?:([\w.$]{1,128})")
+_READERS = re.compile(
+    r"(?:rcu: )?\s*Tasks blocked on level-\d{1,2} rcu_node \(CPUs [\d-]+\):(.{0,900})"
+)
+_READER = re.compile(r" P(\d{1,9})\b")
 _SLUB_OBJECT = re.compile(r"(?:INFO: )?Object 0x([0-9a-f]{1,16}) @offset=")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b|\d+")
 
@@ -471,15 +477,19 @@ def _detail(report: LogReport, line: str) -> bool:
             report.comm, report.pid = task.group(1), int(task.group(2))
         return report.pid == int(task.group(2))
     if report.kind is ReportKind.RCU_STALL:
-        stalled = _STALLED_CPU.match(line)
+        stalled, readers = _STALLED_CPU.match(line), _READERS.match(line)
         if stalled and len(report.cpus) < _NAMES_MAX:
             report.cpus.append(int(stalled.group(1)))
-        return bool(stalled)
+        if readers:
+            _add_pids(report, _READER.findall(readers.group(1)))
+        return bool(stalled or readers)
     if report.kind is ReportKind.WORKQUEUE_LOCKUP:
         works = _IN_FLIGHT.match(line)
-        for name in _WORK.findall(works.group(1)) if works else ():
+        found = _WORK.findall(works.group(1)) if works else []
+        for _, name in found:
             if len(report.functions) < _NAMES_MAX and name not in report.functions:
                 report.functions.append(name)
+        _add_pids(report, [pid for pid, _ in found])
         return bool(works)
     if report.kind is ReportKind.SLUB and report.object is None:
         printed = _SLUB_OBJECT.match(line)
@@ -487,6 +497,12 @@ def _detail(report: LogReport, line: str) -> bool:
             report.object = int(printed.group(1), 16)
         return bool(printed)
     return False
+
+
+def _add_pids(report: LogReport, pids: Iterable[str]) -> None:
+    for pid in map(int, pids):
+        if len(report.pids) < _NAMES_MAX and pid not in report.pids:
+            report.pids.append(pid)
 
 
 #: What prints stacks; it is on top of those that it prints of itself.
