@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object
+from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
@@ -92,13 +92,23 @@ def dma_buf_holders(index: SlabIndex) -> Optional[DmaBufHolders]:
     """
     Find all dma-bufs, and walk all that may hold one.
 
-    :return: None if there is no dma-buf
+    :return: None if there is no dma-buf, and no open DRM file remembers one
     :raises LookupError: without the debug info of dma-buf
     """
     buffers = dma_bufs(index)
-    if not len(buffers.file) and not buffers.unread:
+    if not len(buffers.file) and not buffers.unread and not _is_one_remembered(index.prog):
         return None
     return _Walk(index, buffers).everything()
+
+
+def _is_one_remembered(prog: Program) -> bool:
+    try:
+        files = [file for device in for_each_drm_device(prog) for file in for_each_drm_file(device)]
+        return any(file.prime.dmabufs.rb_node for file in files)
+    except LookupError:
+        return False  # a kernel without DRM
+    except (FaultError, ValidationError):
+        return True  # the walk says what is damaged
 
 
 class _Walk:
