@@ -401,10 +401,11 @@ def _look_for_pointers(
     virtual = virtual_map(prog, memory.page_map.page_size_bytes)
     references = Attribution.of(prog, index, pages, virtual).references(targets, hits)
     in_registers, registers_unread = register_references(prog, targets)
-    known_words = set(known.tolist())
+    every = [*references, *in_registers]
+    is_known = np.isin(np.array([found.address for found in every], dtype=np.uint64), known)
     to_block: Dict[int, List[Reference]] = {}
-    for reference in (*references, *in_registers):
-        if reference.non_reference is None and reference.address not in known_words:
+    for reference, known_word in zip(every, is_known.tolist()):
+        if reference.non_reference is None and not known_word:
             to_block.setdefault(reference.target, []).append(reference)
 
     to_owner: Dict[int, List[Reference]] = {}

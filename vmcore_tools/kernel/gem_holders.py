@@ -312,7 +312,8 @@ class _Walk:
         for known in devices:
             device = known.device
             try:
-                self._not_held(words_of(prog, manager, device.vma_offset_manager.value_()))
+                if device.vma_offset_manager:  # NULL without DRIVER_GEM
+                    self._not_held(words_of(prog, manager, device.vma_offset_manager.value_()))
                 names = gem_names(device)
             except FaultError:
                 self.gaps.append(("GEM names", "they could not be read", device.value_()))

@@ -163,7 +163,8 @@ def ttm_words(prog: Program) -> U64:
             found.append(words_of(prog, "struct ttm_bo_device", bdev.address_))
             # One for all devices, with the list of what can be swapped out.
             shared = bdev.glob.value_()
-            found.append(words_of(prog, "struct ttm_bo_global", shared))
+            if shared:
+                found.append(words_of(prog, "struct ttm_bo_global", shared))
     except (LookupError, FaultError, ValidationError):
         # What is left out is reported as an unknown pointer, not as none.
         pass
