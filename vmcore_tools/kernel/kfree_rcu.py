@@ -28,6 +28,7 @@ _CACHE_KEY = "vmcore_tools.kernel.kfree_rcu"
 _LIST_MAX = 1_000_000
 #: What kfree_rcu() takes for the offset of the rcu_head (__is_kvfree_rcu_offset()).
 _OFFSET_MAX = 4096
+_ADDRESS_MAX = (1 << 64) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ class _Gathered:
             self.unread.append((start, f"the cached pages of kfree_rcu() cannot be read: {error}"))
 
     def _own_page(self, address: int) -> None:
-        self.own.append((address, address + self._page_size))
+        self.own.append((address, min(address + self._page_size, _ADDRESS_MAX)))
 
     def _blocks(self, holder: Object, chain: str, list_: str) -> None:
         """The blocks of pointers of one holder: slab objects' and vmalloc areas'."""
@@ -129,11 +130,11 @@ class _Gathered:
         :param block: ``struct kvfree_rcu_bulk_data *``, which fills a page
         """
         address = block.value_()
-        self._own_page(address)
-        records = address + offsetof(block.type_.type, "records")
+        records = (address + offsetof(block.type_.type, "records")) & _ADDRESS_MAX
         count = block.nr_records.value_()
         if records + 8 * count > address + self._page_size:
             raise ValidationError(f"a block cannot have {count} records")
+        self._own_page(address)
         self.waiting.append(np.frombuffer(self._prog.read(records, 8 * count), dtype=np.uint64))
 
     def _follow(self, head: Object) -> None:
@@ -156,7 +157,7 @@ class _Gathered:
                     raise ValidationError("it has no end")
                 # It was the offset up to 04a522b7da3d ("rcu: Refactor kvfree_call_rcu()
                 # and high-level helpers") in v6.3, and is the object since.
-                found[at] = at - func if func < _OFFSET_MAX else func
+                found[at] = (at - func) & _ADDRESS_MAX if func < _OFFSET_MAX else func
                 head = head.next.read_()
         except (FaultError, ValidationError) as error:
             self.unread.append((start, f"a list of kfree_rcu() breaks off: {error}"))

@@ -9,6 +9,7 @@ from typing import Dict, Iterator, Optional, Tuple
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object, Program, StackFrame, StackTrace, sizeof
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, task_cpu, task_on_cpu
@@ -110,9 +111,19 @@ def sched_now_ns(prog: Program) -> int:
     The scheduler's time when the dump was taken: the latest run queue clock.
 
     A CPU that has stopped ticking leaves its own clock behind.
+
+    :raises drgn.FaultError: if no run queue can be read
+    :raises drgn.helpers.ValidationError: if there is none
     """
-    clocks = [cpu_rq(prog, cpu).clock.value_() for cpu in for_each_possible_cpu(prog)]
-    return int(max(clocks))
+    clocks, unread = [], None
+    for cpu in for_each_possible_cpu(prog):
+        try:
+            clocks.append(int(cpu_rq(prog, cpu).clock.value_()))
+        except FaultError as error:
+            unread = error
+    if not clocks:
+        raise unread or ValidationError("the kernel has no CPU")
+    return max(clocks)
 
 
 def sleep_time_ns(task: Object, now_ns: int) -> Optional[int]:
