@@ -63,7 +63,9 @@ class Container:
         if self.place == "stack":
             return f"the frame of {self.name}" if self.name else "a stack"
         if self.place == "variable":
-            return f"{self.name}.{self.field}" if self.field else self.name
+            if self.field:
+                return self.name + ("" if self.field.startswith("[") else ".") + self.field
+            return f"{self.name}+{self.offset:#x}" if self.offset else self.name
         if self.place == "module":
             return f"the data of {self.name}"
         if self.place == "memory":

@@ -56,6 +56,7 @@ that a fatal signal ends are no such findings.""",
 #: Objects whose container and pointers are looked for, those with the most victims first.
 _OBJECTS_LOOKED_AT = 16
 _POINTERS_SHOWN = 10
+_PLACES_IN_WORDS = (Place.SLAB_OBJECT, Place.IMAGE, Place.MODULE, Place.TASK_STACK)
 #: 1 GiB of 4 KiB pages: some seconds.
 _PAGES_SCANNED_MAX = 1 << 18
 #: These end by themselves.
@@ -189,13 +190,23 @@ class WakerUnknown:
         waiting = {task.stack.value_() for task in self._waiters(leaf)}
         places: Dict[str, None] = {}
         for reference in pointers:
+            if len(places) == _POINTERS_SHOWN:
+                break
             own = leaf.container is not None and reference.container == leaf.container.start
             if reference.place is Place.TASK_STACK and reference.container in waiting:
                 continue
             if own or reference.place is Place.PAGE_STRUCT or _is_symbol_table(reference):
                 continue
-            places[_place(reference)] = None
-        return tuple(list(places)[:_POINTERS_SHOWN])
+            places[self._place(reference)] = None
+        return tuple(places)
+
+    def _place(self, reference: Reference) -> str:
+        if reference.place is Place.REGISTER:
+            return "register"  # the holder is a task's name
+        if reference.place in _PLACES_IN_WORDS:
+            with contextlib.suppress(FaultError, LookupError, ValidationError):
+                return self._view.containers.of(reference.address).in_words
+        return f"{reference.place.value} {reference.holder} +{reference.offset:#x}"
 
     def _waiters(self, leaf: _Leaf) -> Iterator[Object]:
         """The tasks that wait for it themselves."""
@@ -294,10 +305,3 @@ def _of_container(container: Container) -> List[Evidence]:
 def _is_symbol_table(reference: Reference) -> bool:
     """Whether it is what the kernel keeps of a module's symbols."""
     return reference.place is Place.VMALLOC and reference.holder.endswith(" load_module")
-
-
-def _place(reference: Reference) -> str:
-    if reference.place in (Place.TASK_STACK, Place.REGISTER):
-        # The holder is a task's name.
-        return f"{reference.place.value} at {reference.address:#x}"
-    return f"{reference.place.value} {reference.holder} +{reference.offset:#x}"

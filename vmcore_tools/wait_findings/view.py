@@ -110,7 +110,8 @@ class WaitView:
         self._follow_sleepers()
 
     @functools.cached_property
-    def _containers(self) -> Containers:
+    def containers(self) -> Containers:
+        """What kernel addresses lie in."""
         return Containers(self.prog, self.ctx.memory, self.tasks, self.trace)
 
     def container(self, obj: Object) -> Optional[Container]:
@@ -126,7 +127,7 @@ class WaitView:
         except TypeError:
             size = 8  # of void
         try:
-            return self._containers.of(address, size)
+            return self.containers.of(address, size)
         except (FaultError, LookupError, ValidationError) as error:
             self.ctx.coverage.gap("container", f"it was not found: {error}", address)
             return None
