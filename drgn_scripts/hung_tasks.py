@@ -321,7 +321,7 @@ def named_in_log(records: Iterable[LogRecord]) -> Set[int]:
 def _named_by_khungtaskd(ctx: Context) -> Set[int]:
     try:
         return named_in_log(log_records(ctx.prog))
-    except (FaultError, LookupError) as error:
+    except (FaultError, LookupError, ValidationError) as error:
         ctx.coverage.gap("kernel log", f"it cannot be read: {error}")
         return set()
 

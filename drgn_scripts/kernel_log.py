@@ -22,6 +22,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 from drgn import FaultError, Object
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Analysis, Context
@@ -218,7 +219,7 @@ class _Linked:
 def analyze(ctx: Context) -> Iterator[Any]:
     try:
         records = log_records(ctx.prog)
-    except (FaultError, LookupError) as error:
+    except (FaultError, LookupError, ValidationError) as error:
         ctx.coverage.gap("kernel log", f"it cannot be read: {error}")
         return
     found = parse_reports(records)

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmcore_tools.dump.page_map import (
@@ -266,3 +266,37 @@ def test_present_frames_of_a_window_are_those_of_the_runs() -> None:
             pfns = np.arange(start, end, dtype=np.uint64)
             between = page_map.present_between(start, end)
             assert between.tolist() == page_map.present(pfns).tolist()
+
+
+@given(
+    kind=st.sampled_from(["kdump", "elf", "flattened"]),
+    changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(max_size=8)), max_size=6),
+    length=st.integers(0, 1 << 16),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_headers_give_pages_that_the_file_has_or_are_refused(
+    tmp_path: Path, kind: str, changes: List[Tuple[int, bytes]], length: int
+) -> None:
+    contents = bytearray(
+        elf_core([(0x10000, 0x3000, 0x3000), (0x20000, 0x1000, 0x2000)], pagesize=4096)
+        if kind == "elf"
+        else kdump([3, 4, 9], notes=(PAGE, 16))
+    )
+    if kind == "flattened":
+        contents = bytearray(flattened(bytes(contents), [slice(0, 9000), slice(9000, 20000)]))
+    # What counts is at the front, or behind 4 KiB.
+    for at, data in changes:
+        start = at // 2 % 600 + at % 2 * PAGE
+        contents[start : start + len(data)] = data
+    path = tmp_path / "vmcore"
+    path.write_bytes(contents[: length if length < len(contents) // 2 else len(contents)])
+    try:
+        page_map = page_map_of_file(path)
+    except (ValueError, OSError):
+        return  # DumpError, or an offset that no file has
+    starts, ends = page_map.runs[:, 0], page_map.runs[:, 1]
+    assert (starts < ends).all() and (ends[:-1] < starts[1:]).all()
+    assert page_map.present_pages <= path.stat().st_size
+    for first, end, offset in page_map.segments.tolist():
+        size = (end - first) * page_map.page_size_bytes
+        assert offset >= 0 and offset + size <= path.stat().st_size

@@ -59,6 +59,19 @@ def test_a_record_that_ends_with_the_ring_does_not_wrap() -> None:
     assert block_text(ring, *positions[-1], 120) == texts[-1]
 
 
+@given(
+    st.binary(min_size=16, max_size=64),
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, (1 << 16) - 1),
+)
+def test_a_damaged_record_has_no_more_text_than_the_ring(
+    ring: bytes, begin: int, following: int, length: int
+) -> None:
+    text = block_text(ring, begin, following, length)
+    assert text is None or (len(text) <= min(length, len(ring)) and text in ring)
+
+
 def test_a_record_without_data_has_no_text() -> None:
     assert block_text(bytes(RING_BYTES), 1, 1, 0) is None
 

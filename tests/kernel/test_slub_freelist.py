@@ -76,6 +76,39 @@ def test_free_objects_are_those_on_the_lists(
     assert [sorted(np.flatnonzero(row)) for row in free] == [sorted(chain) for chain in chains]
 
 
+@given(st.data())
+def test_any_bytes_are_followed_as_far_as_they_make_sense(data: st.DataObject) -> None:
+    layout = FreelistLayout(512, 0, 8, None, 4)
+    first = FIRST_SLAB
+    near = st.integers(-1, 4).map(lambda number: first + number * 512)
+    pointer = st.one_of(st.just(0), near, st.integers(0, (1 << 64) - 1))
+    slab = np.zeros((1, 2048), dtype=np.uint8)
+    stored = [data.draw(pointer) for _ in range(4)]
+    for number, value in enumerate(stored):
+        store(slab, 0, first + number * 512 + 8, value)
+    heads = data.draw(st.lists(pointer.filter(bool), max_size=2))
+    free, corrupt = follow_freelists(
+        layout,
+        slab,
+        np.array([first], dtype=np.uint64),
+        [(0, head) for head in heads],
+        HardenedVotes(),
+    )
+    # One after the other, an object at a time.
+    expected, sound = set(), True
+    for head in heads:
+        while head:
+            number, rest = divmod(head - first, 512)
+            if rest or not 0 <= number < 4 or number in expected:
+                sound = False
+                break
+            expected.add(number)
+            head = stored[number]
+    assert sound == (not corrupt)
+    if sound:
+        assert set(np.flatnonzero(free[0]).tolist()) == expected
+
+
 def test_a_slab_on_a_cpu_has_two_lists() -> None:
     layout = layout_of(128)
     data, first, heads = slabs(layout, PLAIN, [[1, 2]])

@@ -15,11 +15,14 @@ from typing import Any, List, NamedTuple, Optional
 import numpy as np
 import numpy.typing as npt
 from drgn import Object, Program, Type
+from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.layout import field_dtype
 
 # caller_id of printk.c: else it is a thread's ID.
 _CALLER_IS_CPU = 0x80000000
+# LOG_BUF_LEN_MAX of printk.c.
+_BUFFER_BYTES_MAX = 1 << 31
 
 
 class LogRecord(NamedTuple):
@@ -49,6 +52,7 @@ def log_records(prog: Program) -> List[LogRecord]:
     The records of the kernel log, the oldest first.
 
     :raises drgn.FaultError: if the log is not in the dump
+    :raises drgn.helpers.ValidationError: if it cannot be as large as it says
     :raises LookupError: without the log's debug info
     """
     try:
@@ -70,7 +74,10 @@ def _buffer_records(prog: Program) -> List[LogRecord]:
     level_offset = _level_offset(record_type)
     # kernel/bpf/verifier.c had a variable of that name until v4.15.
     address = prog.object("log_buf", filename="printk.c").value_()
-    data = prog.read(address, prog["log_buf_len"].value_())
+    size = prog["log_buf_len"].value_()
+    if size > _BUFFER_BYTES_MAX:
+        raise ValidationError(f"the log cannot have {size} bytes")
+    data = prog.read(address, size)
     first, following = prog["log_first_idx"].value_(), prog["log_next_idx"].value_()
     # A record without a length ends a lap.
     laps = [(first, following)] if first <= following else [(first, len(data)), (0, following)]
@@ -101,8 +108,10 @@ def _buffer_records(prog: Program) -> List[LogRecord]:
 
 def _lockless_records(prog: Program, ring: Object) -> List[LogRecord]:
     desc_ring = ring.desc_ring.read_()
-    count = 1 << desc_ring.count_bits.value_()
-    data_size = 1 << ring.text_data_ring.size_bits.value_()
+    bits, data_bits = desc_ring.count_bits.value_(), ring.text_data_ring.size_bits.value_()
+    if 1 << min(data_bits, 64) > _BUFFER_BYTES_MAX or bits > data_bits:
+        raise ValidationError(f"the log cannot have 2^{bits} records in 2^{data_bits} bytes")
+    count, data_size = 1 << bits, 1 << data_bits
     descs = _array(
         desc_ring.descs,
         count,
