@@ -55,6 +55,8 @@ from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.ttm import has_ttm, ttm_buffers
+from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME
 from vmcore_tools.kernel.virtio_gpu_objects import (
     is_left_over,
     object_layout,
@@ -124,6 +126,25 @@ class GemMemory:
     shared_bytes: int = column(Kind.BYTES)
 
 
+@dataclasses.dataclass(frozen=True)
+class TtmBuffer:
+    """
+    TTM's part of a GEM object of virtio_gpu before v5.4, with its own counts.
+
+    The lists that it is on have references of ``list_kref``, as ``kref`` itself has.
+    """
+
+    gem_object: int = column(Kind.ADDRESS)
+    buffer: int = column(Kind.ADDRESS)
+    kref: int = column(Kind.COUNT)
+    list_kref: int = column(Kind.COUNT)
+    list_holders: int = column(Kind.COUNT)
+    pages: int = column(Kind.COUNT)
+    can_be_evicted: bool = column(Kind.TEXT)
+    can_be_swapped: bool = column(Kind.TEXT)
+    being_destroyed: bool = column(Kind.TEXT)
+
+
 def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
     holders = gem_holders(index)
@@ -153,6 +174,9 @@ def analyze(ctx: Context) -> Iterator[Any]:
     yield ManyRows(GemObject, len(holders.gems.address), _rows(ctx.prog, result, clients))
     yield ManyRows(GemClient, len(clients.clients), _clients(result, clients, of_file))
     yield ManyRows(GemMemory, len(usages), _memory(result, usages))
+    if has_ttm(ctx.prog):
+        buffers = ttm_rows(ctx.prog, holders)
+        yield ManyRows(TtmBuffer, len(buffers), buffers)
 
 
 def _still_there(prog: Program, holders: GemHolders, result: Audit) -> npt.NDArray[np.int8]:
@@ -336,6 +360,29 @@ def _rows(prog: Program, result: GemAudit, clients: DrmClients) -> Iterator[GemO
         )
 
 
+def ttm_rows(prog: Program, holders: GemHolders) -> List[TtmBuffer]:
+    """The buffers of all GEM objects of virtio_gpu's; those that could not be read are left out."""
+    gems, drivers = holders.gems, holders.drivers
+    devices = [device for device, driver in drivers.items() if driver == DRIVER_NAME]
+    mine = gems.address[np.isin(gems.device, np.array(devices, dtype=np.uint64))]
+    found = ttm_buffers(prog, mine)
+    list_holders = found.list_holders
+    return [
+        TtmBuffer(
+            gem_object=int(mine[i]),
+            buffer=int(found.address[i]),
+            kref=int(found.kref[i]),
+            list_kref=int(found.list_kref[i]),
+            list_holders=int(list_holders[i]),
+            pages=int(found.pages[i]),
+            can_be_evicted=bool(found.in_lru[i]),
+            can_be_swapped=bool(found.in_swap[i]),
+            being_destroyed=bool(found.ending[i]),
+        )
+        for i in np.flatnonzero(found.read).tolist()
+    ]
+
+
 class _Users:
     """Processes with handles and mappings of GEM objects."""
 
@@ -392,7 +439,7 @@ def _process(task: Object) -> str:
 ANALYSIS = Analysis(
     name="gem-objects",
     analyze=analyze,
-    tables=(GemObject, GemClient, GemMemory),
+    tables=(GemObject, GemClient, GemMemory, TtmBuffer),
     rules=RULES,
     options=(
         Option(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from drgn import Object, offsetof
 
+from drgn_scripts.gem_objects import ttm_rows
 from tests.layouts.machine import Machine, Value
 from tests.layouts.slabs import Slabs
 from vmcore_tools.kernel.audit import Audit, Verdict, audit
@@ -152,6 +153,14 @@ def test_objects_are_found_by_their_device(gpu: Gpu) -> None:
     assert gpu.walk().gaps == ()
 
 
+def test_a_kernel_without_a_device(gpu: Gpu) -> None:
+    gpu.object(1, 0, {})
+    gpu.machine.put("struct idr", gpu.machine.variable("drm_minors_idr"), {"idr_rt.rnode": 0})
+    found = gpu.walk()
+    assert (len(found.gems.address), found.devices, found.gaps) == (0, (), ())
+    assert len(gpu.audit().verdict) == 0
+
+
 def test_verdicts_of_objects_on_ttm(gpu: Gpu) -> None:
     machine, prog = gpu.machine, gpu.machine.prog
     held, leaked, twice = gpu.object(1, 2, {}), gpu.object(1, 0, {}), gpu.object(3, 1, {})
@@ -226,6 +235,10 @@ def test_counts_of_ttm_buffers(gpu: Gpu) -> None:
         [True, False, False],
         [False, False, True],
     )
+    rows = {row.gem_object: row for row in ttm_rows(prog, gpu.walk())}
+    assert sorted(rows) == gems.tolist()
+    assert (rows[listed].list_kref, rows[listed].list_holders, rows[listed].kref) == (3, 3, 2)
+    assert (rows[listed].can_be_swapped, rows[dying].being_destroyed) == (True, True)
     layout = object_layout(prog, "virtio_gpu")
     assert layout is not None
     there, read = pages_in_memory(prog, layout, gems)

@@ -40,6 +40,7 @@ from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.ttm import ttm_words
+from vmcore_tools.kernel.typed_objects import Found
 from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME, for_each_virtio_gpu_device
 from vmcore_tools.kernel.virtio_gpu_objects import command_objects, object_layout
 
@@ -133,8 +134,7 @@ class _Walk:
             )
         ]
         shown, dying, as_handle = self._framebuffers(framebuffers)
-        found = found_fences(index).gems
-        assert found is not None
+        found = found_fences(index).gems or _nothing(prog)
         others = np.unique(np.concatenate([handles.gem, shown.gem]))
         # What a holder points at and is in a slab was found there, or is none.
         gems, unread = gem_objects(prog, found, others[index.find(others) < 0])
@@ -164,7 +164,12 @@ class _Walk:
         return GemHolders(gems, described, devices, handles, mapped, commands, tuple(self.gaps))
 
     def _devices(self) -> Iterator[DrmDevice]:
-        for device in self._items("DRM devices", for_each_drm_device(self.prog)):
+        try:
+            devices = self._items("DRM devices", for_each_drm_device(self.prog))
+        except LookupError as error:
+            self.gaps.append(("DRM devices", f"no debug info tells where they are: {error}", None))
+            return
+        for device in devices:
             try:
                 driver = driver_name(device)
             except FaultError as error:
@@ -321,6 +326,13 @@ class _Walk:
             self._not_held(names.word)
             self.gaps += [("GEM names", "a node could not be read", a) for a in names.unread]
         self._not_held(ttm_words(prog))
+
+
+def _nothing(prog: Program) -> Found:
+    """What is found where there is no device that could have GEM objects."""
+    nothing = np.zeros(0, dtype=np.uint64)
+    structs = np.zeros((0, sizeof(prog.type("struct drm_gem_object"))), dtype=np.uint8)
+    return Found(nothing, nothing, nothing, nothing.astype(np.int64), structs, {})
 
 
 def _joined(parts: List[HeldGems]) -> HeldGems:
