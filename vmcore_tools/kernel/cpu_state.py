@@ -52,6 +52,19 @@ def in_kernel(task: Object) -> Optional[bool]:
     return bool(trace[0].pc >> 63) if len(trace) else None
 
 
+def panic_cpu(prog: Program) -> Optional[int]:
+    """
+    The CPU that panicked: it runs nothing any more, and stopped the others.
+
+    :return: None if none did
+    """
+    try:
+        cpu = int(prog["panic_cpu"].counter.value_())
+    except KeyError:
+        return None
+    return None if cpu < 0 else cpu  # PANIC_CPU_INVALID is -1
+
+
 def pending_calls(prog: Program, cpu: int) -> List[str]:
     """
     The functions that other CPUs want a CPU to call, by an interrupt that it did not take.

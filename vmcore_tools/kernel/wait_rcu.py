@@ -113,7 +113,10 @@ def follow_rcu(chains: WaitChains, node: Node) -> Iterator[Edge]:
         yield Edge(node.key, chains.task(node.object.gp_kthread.read_()), DRIVEN_BY)
         return
     for cpu in period.cpus:
-        yield Edge(node.key, chains.cpu(cpu), ON_CPU)
+        queue = chains.run_queues.get(cpu)
+        # One that is offline is not waited for; after a panic all may be that were stopped.
+        if queue is None or queue.online:
+            yield Edge(node.key, chains.cpu(cpu), ON_CPU)
     for reader in period.readers:
         yield Edge(node.key, chains.task(reader), ON_READER)
 

@@ -8,7 +8,7 @@ from typing import List, Optional, Tuple
 from drgn import FaultError
 from drgn.helpers import ValidationError
 
-from vmcore_tools.kernel.cpu_state import interrupts_off
+from vmcore_tools.kernel.cpu_state import interrupts_off, panic_cpu
 from vmcore_tools.kernel.rcu import (
     GracePeriod,
     for_each_rcu_state,
@@ -18,9 +18,9 @@ from vmcore_tools.kernel.rcu import (
     stall_timeout_ns,
 )
 from vmcore_tools.kernel.run_queue import current_ran_ns
-from vmcore_tools.kernel.wait_graph import Root
+from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_nodes import CPU, DRIVEN_BY, ON_CPU, ON_READER, TASK, Node
-from vmcore_tools.kernel.wait_rcu import grace_period_of
+from vmcore_tools.kernel.wait_rcu import add_rcu, grace_period_of, is_kthread_starving
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.cpu import cpu_evidence
 from vmcore_tools.wait_findings.view import Cause, maybe
@@ -63,6 +63,11 @@ class RcuStall(Cause):
                     continue
                 key = view.chains.add_task(state.gp_kthread.read_())
                 view.waits.setdefault(key, period.age_ns or 0)
+                if not is_kthread_starving(state):
+                    # It sleeps for a moment at a time, and may be on its way.
+                    edge = Edge(key, add_rcu(view.chains, state), "waits for the end of")
+                    view.graph.add_edge(edge)
+                    view.chains.follow()
         except LookupError:
             return  # TINY_RCU, or no debug info of the jiffies
         except (FaultError, ValidationError) as error:
@@ -96,6 +101,8 @@ class RcuStall(Cause):
         unread: Tuple[str, ...] = ()
         culprit: List[str] = []
         if node.kind == CPU:
+            if node.cpu == panic_cpu(self.view.prog):
+                return None  # it was not stuck until then
             queue = self.view.queues[node.cpu]
             task = self.view.chains.add_task(queue.current)
             ran_ns = current_ran_ns(queue, self._window_ns(period, root), self.view.now_ns)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""RCU of the shipped dumps, in which nothing stalls, and stalls that are made up there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, Tuple
+
+import pytest
+from drgn import Object
+from drgn.helpers.linux.pid import find_task
+
+from drgn_scripts.wait_graph import ANALYSIS
+from tests.dumps.conftest import ShippedDump
+from vmcore_tools import runner
+from vmcore_tools.kernel import wait_rcu
+from vmcore_tools.kernel.cpu_state import in_kernel, interrupts_off, panic_cpu, pending_stops
+from vmcore_tools.kernel.rcu import (
+    GracePeriod,
+    expedited_grace_period,
+    for_each_rcu_state,
+    for_each_synchronizer,
+    grace_period,
+    is_wait_queue_of_expedited,
+    kthread_inactive_ns,
+    rcu_name,
+    stall_timeout_ns,
+)
+from vmcore_tools.kernel.run_queue import for_each_run_queue
+from vmcore_tools.kernel.task import sched_now_ns, task_comm
+from vmcore_tools.model import Confidence, Finding
+from vmcore_tools.wait_findings import rcu
+from vmcore_tools.wait_findings.causes import CACHE
+
+S = 1_000_000_000
+
+
+def state_of(dump: ShippedDump) -> Object:
+    (state,) = for_each_rcu_state(dump.target.prog)
+    return state
+
+
+def test_nothing_stalls(shipped: ShippedDump) -> None:
+    state = state_of(shipped)
+    assert rcu_name(state) == "rcu_sched"  # CONFIG_PREEMPT_VOLUNTARY
+    assert task_comm(state.gp_kthread) == "rcu_sched"
+    assert stall_timeout_ns(shipped.target.prog) == 21 * S
+    assert kthread_inactive_ns(state) < 60 * S
+    period = grace_period(state)
+    assert period is None or (period.age_ns or 0) < 5 * S
+    assert expedited_grace_period(state) is None
+    assert list(for_each_synchronizer(state)) == []
+    assert is_wait_queue_of_expedited(state, state.expedited_wq.address_of_().value_())
+    assert "VT316" not in [finding.rule.id for finding in shipped.report.findings]
+
+
+def test_what_the_cpus_were_in_the_middle_of(demo_dump: ShippedDump) -> None:
+    prog = demo_dump.target.prog
+    queues = {queue.cpu: queue for queue in for_each_run_queue(prog, sched_now_ns(prog))}
+    culprit = demo_dump.truth["culprit"]
+    # It spins in user mode; khungtaskd panicked on the other CPU.
+    hog = queues[culprit["cpu"]].current
+    assert hog.pid.value_() == culprit["pid"]
+    assert (in_kernel(hog), interrupts_off(hog)) == (False, False)
+    assert panic_cpu(prog) == 1 - culprit["cpu"]
+    assert in_kernel(queues[1 - culprit["cpu"]].current) is True
+    assert pending_stops(prog, 1 - culprit["cpu"]) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Stall:
+    """What keeps a made up grace period, which is 30 s old."""
+
+    cpus: Tuple[int, ...] = ()
+    reader_pid: int = 0
+
+
+def blamed(
+    dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, stall: Stall, starving: bool = False
+) -> Dict[str, Finding]:
+    prog, state = dump.target.prog, state_of(dump)
+    readers = (find_task(prog, stall.reader_pid).read_(),) if stall.reader_pid else ()
+    period = GracePeriod(state, False, 30 * S, stall.cpus, readers)
+    for module in (rcu, wait_rcu):
+        monkeypatch.setattr(module, "grace_period", lambda _state: period)
+        monkeypatch.setattr(module, "is_kthread_starving", lambda _state: starving)
+    monkeypatch.delitem(prog.cache, CACHE, raising=False)
+    report = runner.run(
+        dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
+    )
+    return {finding.rule.id: finding for finding in report.findings}
+
+
+def evidence(finding: Finding) -> Dict[str, Any]:
+    return {item.name: item.value for item in finding.evidence}
+
+
+def test_a_reader_that_sleeps_keeps_the_grace_period(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = blamed(demo_dump, monkeypatch, Stall(reader_pid=1))
+    stalled = found["VT316"]
+    assert (stalled.subject.pid, stalled.confidence) == (1, Confidence.PROVEN)
+    assert stalled.signature_key[:2] == ("rcu-stall", "reader")
+    said = evidence(stalled)
+    assert (said["grace_period_ns"], said["victim"]) == (30 * S, "rcu_sched")
+    assert said["rcu"] == "rcu_sched"
+    assert {"VT311", "VT316"} <= set(found)  # the hang of that dump is another thing
+
+
+@pytest.mark.parametrize("by_reader", [False, True])
+def test_where_a_cpu_is_kept_that_is_the_cause(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, by_reader: bool
+) -> None:
+    hung, culprit = demo_dump.truth["hung"], demo_dump.truth["culprit"]
+    # The hung task itself waits for that CPU.
+    stall = Stall(reader_pid=hung["pid"]) if by_reader else Stall(cpus=(culprit["cpu"],))
+    found = blamed(demo_dump, monkeypatch, stall)
+    assert list(found) == ["VT311"]
+    assert found["VT311"].subject.pid == culprit["pid"]
+    assert "rcu_sched" in evidence(found["VT311"])["victim_comms"]
+
+
+def test_the_cpu_that_panicked_keeps_none(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stall = Stall(cpus=(panic_cpu(demo_dump.target.prog) or 0,))
+    assert list(blamed(demo_dump, monkeypatch, stall)) == ["VT311"]
+
+
+def test_a_kthread_that_does_nothing_waits_for_no_cpus(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stall = Stall(cpus=(demo_dump.truth["culprit"]["cpu"],))
+    found = blamed(demo_dump, monkeypatch, stall, starving=True)
+    assert "rcu_sched" not in evidence(found["VT311"])["victim_comms"]
