@@ -41,7 +41,7 @@ __all__ = [
 
 PathLike = Union[str, Path]
 
-_LACKS_VMCOREINFO = "unrecognized QEMU memory dump"
+_LACKS_VMCOREINFO = ("unrecognized QEMU memory dump", "vmcoreinfo.raw is not set")
 _NO_KCORE_PERMISSION = (
     "no permission to read /proc/kcore; the live kernel needs root (CAP_SYS_RAWIO), and a"
     " kernel that is not locked down; a dump is opened with -c"
@@ -246,7 +246,7 @@ def set_core_dump(path: PathLike, note: Optional[bytes] = None) -> Program:
         helped = None
         if "ARCH_NAME" in str(error):
             helped = _set_core_dump_without_utsname(path, note)
-        elif _LACKS_VMCOREINFO in str(error) and note is None:
+        elif any(text in str(error) for text in _LACKS_VMCOREINFO) and note is None:
             helped = _set_core_dump_with_note_in_memory(path)
         if helped is None:
             raise TargetError(_refused(name, str(error))) from error
@@ -278,7 +278,7 @@ def _set_core_dump_without_utsname(path: PathLike, note: Optional[bytes]) -> Opt
 
 def _set_core_dump_with_note_in_memory(path: PathLike) -> Optional[Program]:
     """
-    Open QEMU's ELF dump of a guest without ``-device vmcoreinfo``.
+    Open QEMU's dump of a guest without ``-device vmcoreinfo``.
 
     That the note is this boot's is seen when the kernel's own name is read by it.
     """
@@ -292,7 +292,10 @@ def _set_core_dump_with_note_in_memory(path: PathLike) -> Optional[Program]:
     try:
         prog.set_core_dump(path)
     except Exception:  # the caller has the first error to show
-        return None
+        again = _set_core_dump_without_utsname(path, notes[0])
+        if again is None:
+            return None
+        prog = again
     prog.cache[_FOUND_NOTE] = True
     return prog
 
@@ -303,7 +306,7 @@ def _refused(name: str, error: str) -> str:
             f"{name} is a kdump, and this drgn was built without libkdumpfile; install drgn"
             " from PyPI, or build it with libkdumpfile (see Installation in README.md)"
         )
-    if _LACKS_VMCOREINFO in error or "vmcoreinfo.raw is not set" in error:
+    if any(text in error for text in _LACKS_VMCOREINFO):
         return (
             f"{name} has no VMCOREINFO, so the kernel in it cannot be found; give it with"
             " --vmcoreinfo, or dump again from a QEMU with -device vmcoreinfo and"

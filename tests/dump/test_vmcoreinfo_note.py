@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -56,13 +58,33 @@ def test_what_is_none(tmp_path: Path, page: bytes) -> None:
     assert found(dump(tmp_path, page)) == []
 
 
+def kdump(folder: Path, page: bytes, flags: int = 1) -> Path:
+    """A kdump without notes, with one page, compressed with zlib."""
+    whole = bytearray(files.kdump(files.vmcoreinfo()))
+    packed = zlib.compress(page.ljust(PAGE, b"\0"))
+    whole[4 * PAGE : 4 * PAGE + 16] = struct.pack("<qII", 5 * PAGE, len(packed), flags)
+    whole[5 * PAGE :] = packed
+    path = folder / "guest.kdump"
+    path.write_bytes(whole)
+    return path
+
+
+def test_page_of_a_kdump(tmp_path: Path) -> None:
+    assert found(kdump(tmp_path, NOTE)) == [files.vmcoreinfo()]
+    assert found(kdump(tmp_path, b"x" + NOTE)) == []
+    # Of lzo, or damaged.
+    assert found(kdump(tmp_path, NOTE, flags=2)) == []
+    path = kdump(tmp_path, NOTE)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert found(path) == []
+    path.write_bytes(files.flattened(kdump(tmp_path, NOTE).read_bytes()))
+    assert found(path) == [files.vmcoreinfo()]
+
+
 def test_dumps_that_are_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = dump(tmp_path, b"", NOTE)
     monkeypatch.setattr(vmcoreinfo_note, "SEARCHED_BYTES_MAX", PAGE)
     assert found(path) == []
-    kdump = tmp_path / "vmcore"
-    kdump.write_bytes(files.kdump(files.vmcoreinfo()))
-    assert found(kdump) == []
 
 
 def test_the_dump_opens_with_it(tmp_path: Path) -> None:

@@ -230,6 +230,25 @@ def _kdump_page_map(file: BinaryIO, size_bytes: int) -> PageMap:
     return _without_cut_off_pages(file, size_bytes, page_map, bitmap_offset + 2 * half)
 
 
+def kdump_descriptors(file: BinaryIO) -> Any:
+    """
+    Where a kdump has its pages, in their order: ``offset``, ``size`` and ``flags``.
+
+    :param file: not flattened; one that ends early has fewer
+    :raises DumpError: if it is no kdump
+    """
+    size_bytes = file.seek(0, io.SEEK_END)
+    total = _kdump_page_map(file, size_bytes).present_pages
+    file.seek(0)
+    header = _KDUMP_HEADER.unpack(file.read(_KDUMP_HEADER.size))
+    block_size, sub_header_blocks, bitmap_blocks = header[6:9]
+    file.seek((1 + sub_header_blocks + bitmap_blocks) * block_size)
+    data = file.read(total * _PAGE_DESCRIPTOR.itemsize)
+    data = data[: len(data) - len(data) % _PAGE_DESCRIPTOR.itemsize]
+    descriptors = np.frombuffer(data, dtype=_PAGE_DESCRIPTOR)
+    return descriptors[_inside(descriptors, size_bytes)]
+
+
 def _bitmap_runs(file: BinaryIO, offset: int, size: int) -> Runs:
     """Runs of set bits of a bitmap in the file, the lowest bit of a byte first."""
     parts: List[npt.NDArray[np.int64]] = []
