@@ -82,7 +82,7 @@ def requests_in_flight(queue: Object) -> InFlight:
     prog = queue.prog_
     type_ = prog.type("struct request")
     members = {"queue": "q", "state": "state", "timeout": "timeout", "start": "start_time_ns"}
-    # 079076b3416e ("block: remove deadline __deadline manipulation helpers") in v5.0.
+    # v4.19 has two helpers around it, and the underscores.
     members["deadline"] = "deadline" if type_.has_member("deadline") else "__deadline"
     started = prog.constant("MQ_RQ_IN_FLIGHT").value_()
     addresses = np.unique(np.concatenate([np.zeros(0, np.uint64), *_tagged(queue)])).tolist()

@@ -148,7 +148,7 @@ def ring_state(queue: Object) -> RingState:
 
 
 def _split(ring: Object) -> Object:
-    # e593bf975101 ("virtio_ring: put split ring fields in a sub struct") in
+    # e593bf975156 ("virtio_ring: put split ring fields in a sub struct") in
     # v5.0: before, they are members of the ring itself.
     return ring.split if hasattr(ring, "split") else ring
 

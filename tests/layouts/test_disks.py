@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Requests that a disk's driver has: of v4.19, v5.10 and v7.2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Iterator, List, Optional, Sequence
+
+import pytest
+from drgn import Object, sizeof
+from drgn.helpers import ValidationError
+
+from tests.layouts.machine import Machine
+from vmcore_tools.kernel import blk_mq
+from vmcore_tools.kernel.blk_mq import bio_waiter, for_each_page, requests_in_flight
+
+RELEASES = {"4.19.90": "DISKS_4_19", "5.10.262": "DISKS_5_10", "7.2.13": "DISKS_7_2"}
+IDLE, IN_FLIGHT, COMPLETE = 0, 1, 2
+JIFFY_NS = 4_000_000
+NOW_NS, NOW = 50_000_000_000, 100_000
+TIMEOUT = 7500  #: 30 s in jiffies
+
+
+class Disk:
+    """A request queue with one hardware queue of four tags."""
+
+    def __init__(self, machine: Machine, release: str) -> None:
+        self.machine, self.release = machine, release
+        self.slots = machine.alloc(8 * 4)
+        self.tags = machine.new("struct blk_mq_tags", {"nr_tags": 4, "rqs": self.slots})
+        self.queue = self.new_queue()
+        machine.set_variable("jiffies_64", NOW)
+
+    def new_queue(self) -> int:
+        machine = self.machine
+        hardware = machine.new("struct blk_mq_hw_ctx", {"tags": self.tags})
+        if self.release.startswith("7."):
+            return machine.new("struct request_queue", {"hctx_table.xa_head": hardware})
+        array = machine.words(machine.alloc(8), [hardware])
+        return machine.new("struct request_queue", {"queue_hw_ctx": array, "nr_hw_queues": 1})
+
+    def request(
+        self, state: int = IN_FLIGHT, begun: int = NOW, start_ns: int = 0, queue: int = 0
+    ) -> int:
+        """:param begun: jiffies when its timer started"""
+        deadline = "__deadline" if self.release.startswith("4.") else "deadline"
+        members = {
+            "q": queue or self.queue,
+            "state": state,
+            "timeout": TIMEOUT,
+            deadline: begun + TIMEOUT,
+            "start_time_ns": start_ns,
+        }
+        return self.machine.new("struct request", members)
+
+    def tagged(self, requests: Sequence[int]) -> None:
+        self.machine.words(self.slots, requests)
+
+    def in_flight(self) -> blk_mq.InFlight:
+        return requests_in_flight(self.object("request_queue", self.queue))
+
+    def object(self, name: str, address: int) -> Object:
+        return Object(self.machine.prog, f"struct {name} *", value=address)
+
+    def bio(
+        self, parts: Sequence[Sequence[int]] = (), end: str = "mpage_end_io", **more: int
+    ) -> int:
+        """:param parts: page, length and offset of each"""
+        machine = self.machine
+        size = sizeof(machine.prog.type("struct bio_vec"))
+        array = machine.alloc(size * max(1, len(parts)))
+        for number, (page, length, offset) in enumerate(parts):
+            machine.put(
+                "struct bio_vec",
+                array + number * size,
+                {"bv_page": page, "bv_len": length, "bv_offset": offset},
+            )
+        function = machine.prog.symbol(end).address
+        members = {"bi_vcnt": len(parts), "bi_io_vec": array, "bi_end_io": function}
+        return machine.new("struct bio", {**members, **more})
+
+    def waiter(self, bio: int) -> Optional[int]:
+        task = bio_waiter(self.object("bio", bio))
+        return None if task is None else int(task.value_())
+
+
+@pytest.fixture(params=RELEASES)
+def disk(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Disk]:
+    # The time of day of these machines is not the subject.
+    now = SimpleNamespace(value_=lambda: NOW_NS)
+    monkeypatch.setattr(blk_mq, "ktime_get_coarse_ns", lambda _prog: now)
+    machine = Machine("disks.c", tmp_path, request.param, config=[RELEASES[request.param]])
+    yield Disk(machine, request.param)
+    machine.close()
+
+
+def test_what_the_driver_has_started(disk: Disk) -> None:
+    started = [disk.request(begun=NOW - 250), disk.request(begun=NOW - 500)]
+    # A tag keeps its last request, and queues can have their tags together.
+    others = [disk.request(state=COMPLETE), disk.request(queue=disk.new_queue())]
+    disk.tagged([started[1], others[0], started[0], others[1]])
+    found = disk.in_flight()
+    assert found.requests.tolist() == sorted(started)
+    assert found.oldest_ns == 500 * JIFFY_NS
+
+
+def test_an_idle_disk(disk: Disk) -> None:
+    disk.tagged([disk.request(state=IDLE), 0, 0, disk.request(state=COMPLETE)])
+    assert disk.in_flight().requests.tolist() == []
+    assert disk.in_flight().oldest_ns is None
+
+
+def test_the_timer_starts_again_but_not_the_request(disk: Disk) -> None:
+    disk.tagged([disk.request(begun=NOW - 250, start_ns=NOW_NS - 40_000_000_000), 0, 0, 0])
+    assert disk.in_flight().oldest_ns == 40_000_000_000
+
+
+def test_a_damaged_number_of_tags(disk: Disk) -> None:
+    disk.machine.put("struct blk_mq_tags", disk.tags, {"nr_tags": 1 << 31})
+    with pytest.raises(ValidationError):
+        disk.in_flight()
+
+
+def pages(disk: Disk, bio: int) -> List[int]:
+    request = disk.machine.new("struct request", {"bio": bio})
+    return [page.value_() for page in for_each_page(disk.object("request", request))]
+
+
+def test_the_pages_of_a_request(disk: Disk) -> None:
+    page = disk.machine.alloc(64 * 8, 64)
+    second = disk.bio([(page + 64 * 6, 512, 1024)])
+    first = disk.bio([(page, 4096, 0), (page + 64 * 2, 8192, 2048)], bi_next=second)
+    assert pages(disk, first) == [page + 64 * number for number in (0, 2, 3, 4, 6)]
+
+
+def test_bios_in_a_circle_end(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blk_mq, "_PAGES_MAX", 100)
+    bio = disk.bio()
+    disk.machine.put("struct bio", bio, {"bi_next": bio})
+    with pytest.raises(ValidationError):
+        pages(disk, bio)
+
+
+def test_who_sleeps_for_direct_io(disk: Disk) -> None:
+    machine = disk.machine
+    task = machine.new("struct task_struct", {})
+    assert disk.waiter(disk.bio(end="blkdev_bio_end_io_simple", bi_private=task)) == task
+    dio = machine.new("struct blkdev_dio", {"waiter": task})
+    assert disk.waiter(disk.bio(end="blkdev_bio_end_io", bi_private=dio)) == task
+    dio = machine.new("struct iomap_dio", {"submit.waiter": task})
+    assert disk.waiter(disk.bio(end="iomap_dio_bio_end_io", bi_private=dio)) == task
+    nobody = machine.new("struct iomap_dio", {})
+    assert disk.waiter(disk.bio(end="iomap_dio_bio_end_io", bi_private=nobody)) is None
+    assert disk.waiter(disk.bio(bi_private=task)) is None
