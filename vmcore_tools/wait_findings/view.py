@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import re
-from typing import Any, ClassVar, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, ClassVar, Deque, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from drgn import FaultError, Object, Program, sizeof
 from drgn.helpers import ValidationError
@@ -69,6 +69,8 @@ TASKS_NAMED = 20
 NS_PER_SECOND = 1_000_000_000
 #: Nodes that a finding's graph shows, those nearest to the cause first.
 _NODES_SHOWN = 60
+#: Also of those that wait alike, which renderers show as one.
+_NODES_MAX = 500
 _STACKS_SHOWN = 4
 #: Waits of which only what the object is part of says more.
 _PARTS_OF_OBJECTS = ("completion", "wait queue", "swait", "bit", "variable")
@@ -377,6 +379,22 @@ class WaitView:
 
     # The graph of a finding, and the table.
 
+    def _nearest(self, order: Iterable[str], root: Root) -> Dict[str, None]:
+        """The first of some nodes: those that wait alike, and nobody for them, count as one."""
+        shapes: Set[Any] = set()
+        shown: Dict[str, None] = {}
+        for key in order:
+            shape: Any = key
+            if key not in root.nodes and not self.graph.edges_to(key):
+                shape = tuple((edge.target, edge.why) for edge in self.graph.edges_from(key))
+            if shape not in shapes and len(shapes) == _NODES_SHOWN:
+                continue
+            shapes.add(shape)
+            shown[key] = None
+            if len(shown) == _NODES_MAX:
+                break
+        return shown
+
     def drawn(self, root: Root, only: Optional[Iterable[str]] = None) -> Graph:
         """
         The nodes around a cause, the nearest first.
@@ -397,13 +415,13 @@ class WaitView:
                 if edge.source not in seen:
                     seen.add(edge.source)
                     queue.append(edge.source)
-        shown = list(order)[:_NODES_SHOWN]
+        shown = self._nearest(order, root)
         nodes = tuple(GraphNode(order[key], *self._described(key)) for key in shown)
         edges = tuple(
             GraphEdge(order[key], order[edge.target], edge.why, edge.proven)
             for key in shown
             for edge in self.graph.edges_from(key)
-            if edge.target in order and edge.target in shown
+            if edge.target in shown
         )
         roots = tuple(order[key] for key in root.nodes)
         return Graph(nodes, edges, roots, len(order) - len(shown))
