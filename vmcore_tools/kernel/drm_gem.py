@@ -129,6 +129,7 @@ class GemObjects:
     :ivar name: int64, its flink name, or 0
     :ivar dma_buf: uint64, ``struct dma_buf *`` that it was exported or imported as, or 0
     :ivar import_attach: uint64, ``struct dma_buf_attachment *``, or 0
+    :ivar structs: uint8 array of shape (n, size of ``struct drm_gem_object``): their bytes
     """
 
     address: U64
@@ -141,6 +142,7 @@ class GemObjects:
     name: Ints
     dma_buf: U64
     import_attach: U64
+    structs: npt.NDArray[np.uint8]
 
 
 def gem_objects(prog: Program, found: Found, others: U64) -> Tuple[GemObjects, List[int]]:
@@ -152,11 +154,12 @@ def gem_objects(prog: Program, found: Found, others: U64) -> Tuple[GemObjects, L
     """
     dtype = _dtype(prog)
     others = np.setdiff1d(others, found.address)
-    structs, read = read_structs(prog, others.tolist(), dtype)
-    values = np.concatenate([as_structs(found.structs, dtype), structs[read]])
+    more, read = read_structs(prog, others.tolist(), dtype)
+    structs = np.concatenate([found.structs, more.view(np.uint8).reshape(-1, dtype.itemsize)[read]])
     address = np.concatenate([found.address, others[read]])
     order = np.argsort(address, kind="stable")
-    values = values[order]
+    structs = structs[order]
+    values = as_structs(structs, dtype)
     missing = np.full(int(read.sum()), -1, dtype=np.int64)
     return (
         GemObjects(
@@ -170,6 +173,7 @@ def gem_objects(prog: Program, found: Found, others: U64) -> Tuple[GemObjects, L
             name=values["name"].astype(np.int64),
             dma_buf=values["dma_buf"].astype(np.uint64),
             import_attach=values["import_attach"].astype(np.uint64),
+            structs=structs,
         ),
         others[~read].tolist(),
     )
@@ -331,35 +335,42 @@ def internal_words(
     :return: uint64 array of addresses
     """
     found = [np.zeros(0, dtype=np.uint64)]
-    if not len(gems.address):
-        return found[0]
-    first, last = gems.address[0], gems.address[-1]
-    base = sizeof(prog.type(_GEM))
     for device in np.unique(gems.device).tolist():
-        mine = gems.address[gems.device == np.uint64(device)]
-        size = sizes.get(driver.get(device, ""), base)
-        dtype = np.dtype([("words", np.uint64, (size // 8,))])
+        mine = np.flatnonzero(gems.device == np.uint64(device))
+        size = sizes.get(driver.get(device, ""), 0)
         for at in range(0, len(mine), _AT_ONCE):
             some = mine[at : at + _AT_ONCE]
-            structs, _ = read_structs(prog, some.tolist(), dtype)
-            words = structs["words"]
-            row, word = np.nonzero((words >= first) & (words < last + np.uint64(size)))
-            values = words[row, word]
-            near = np.searchsorted(gems.address, values, side="right") - 1
-            inside = (near >= 0) & (values - gems.address[near] < np.uint64(size))
-            inside &= gems.address[near] != some[row]
-            found.append(some[row[inside]] + word[inside].astype(np.uint64) * np.uint64(8))
+            data = gems.structs[some]
+            if size > data.shape[1]:
+                dtype = np.dtype([("bytes", np.uint8, (size,))])
+                data = read_structs(prog, gems.address[some].tolist(), dtype)[0]["bytes"]
+            found.append(_words_to_others(gems.address, some, data))
     return np.concatenate(found)
 
 
-def offset_file_nodes(prog: Program, gems: U64) -> U64:
+def _words_to_others(addresses: U64, some: Ints, data: npt.NDArray[np.uint8]) -> U64:
+    """
+    :param some: positions of objects
+    :param data: uint8 array of shape (m, size): their bytes
+    """
+    size = np.uint64(data.shape[1])
+    words = np.ascontiguousarray(data[:, : data.shape[1] // 8 * 8]).view(np.uint64)
+    row, word = np.nonzero((words >= addresses[0]) & (words < addresses[-1] + size))
+    values = words[row, word]
+    near = np.searchsorted(addresses, values, side="right") - 1
+    own = addresses[some[row]]
+    inside = (values - addresses[near] < size) & (addresses[near] != own)
+    result: U64 = own[inside] + word[inside].astype(np.uint64) * np.uint64(8)
+    return result
+
+
+def offset_file_nodes(prog: Program, gems: GemObjects) -> U64:
     """
     What remembers the files that may map a GEM object, one for each file with a handle.
 
     Such a ``struct drm_vma_offset_file`` (``drm_vma_node_allow()``) is smaller than its
     memory: behind it is what was left there.
 
-    :param gems: uint64 array of ``struct drm_gem_object *``
     :return: uint64 array of their addresses
     """
     try:
@@ -369,8 +380,8 @@ def offset_file_nodes(prog: Program, gems: U64) -> U64:
         return np.zeros(0, dtype=np.uint64)
     links = field_dtype(type_, {"left": "vm_rb.rb_left", "right": "vm_rb.rb_right"})
     start = np.uint64(offsetof(type_, "vm_rb"))
-    structs, _ = read_structs(prog, gems.tolist(), files)
-    level = np.unique(structs["root"][structs["root"] != 0]).astype(np.uint64)
+    root = as_structs(gems.structs, files)["root"]
+    level = np.unique(root[root != 0]).astype(np.uint64)
     found = [np.zeros(0, dtype=np.uint64)]
     for _ in range(_TREE_DEPTH_MAX):
         if not len(level):

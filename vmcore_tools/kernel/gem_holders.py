@@ -39,7 +39,7 @@ from vmcore_tools.kernel.files import mappings_of
 from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.slab import SlabIndex
-from vmcore_tools.kernel.ttm import ttm_words
+from vmcore_tools.kernel.ttm import has_ttm, ttm_words
 from vmcore_tools.kernel.typed_objects import Found
 from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME, for_each_virtio_gpu_device
 from vmcore_tools.kernel.virtio_gpu_objects import command_objects, object_layout
@@ -305,12 +305,12 @@ class _Walk:
     ) -> None:
         prog = self.prog
         sizes = {}
-        for driver in _KNOWN_DRIVERS:
-            layout = object_layout(prog, driver)
-            if layout is not None:
-                sizes[driver] = sizeof(layout.type) - layout.gem
+        layout = object_layout(prog, DRIVER_NAME)
+        if layout is not None and has_ttm(prog):
+            # Its buffers are on lists and in a tree of TTM's.
+            sizes[DRIVER_NAME] = sizeof(layout.type) - layout.gem
         self._not_held(internal_words(prog, gems, sizes, drivers))
-        start, size = slots_around(self.index, offset_file_nodes(prog, gems.address))
+        start, size = slots_around(self.index, offset_file_nodes(prog, gems))
         words = np.arange(int(size.max(initial=0)) // 8, dtype=np.uint64) * np.uint64(8)
         self._not_held((start[:, None] + words).reshape(-1))
         manager = "struct drm_vma_offset_manager"
