@@ -339,3 +339,35 @@ def test_a_variable_with_another_lock_is_not_believed(newer: Machine) -> None:
     stale: Dict[str, Any] = {"lock": Object(newer.prog, "struct mutex *", value=wrong)}
     waiter.frames[1].variables = stale
     assert find(waiter, (owner, waiter, other)) is None
+
+
+def fence_of(task: Task, function: str, callback: str, ops: str) -> int:
+    """A fence for which a task waits in a function."""
+    machine = task.machine
+    task.enter("schedule_timeout", 64)
+    task.enter(function, 256)
+    fence = machine.new("struct dma_fence", {"ops": machine.variable(ops)})
+    machine.put(
+        "struct default_wait_cb",
+        task.sp + 128,
+        {"task": task.address, "base.func": machine.prog.symbol(callback).address},
+    )
+    machine.link(member(machine, "struct dma_fence", fence, "cb_list"), [task.sp + 128])
+    return fence
+
+
+def test_a_fence(machine: Machine) -> None:
+    task = Task(machine)
+    function, callback = "dma_fence_default_wait", "dma_fence_default_wait_cb"
+    fence = fence_of(task, function, callback, "no_fence_ops")
+    assert found(find(task, [task])) == ("dma_fence", fence, True)
+
+
+def test_a_driver_that_waits_for_its_fences_itself(machine: Machine) -> None:
+    task, other = Task(machine), Task(machine)
+    function, callback = "radeon_fence_default_wait", "radeon_fence_wait_cb"
+    fence = fence_of(task, function, callback, "radeon_fence_ops")
+    assert found(find(task, [task, other])) == ("dma_fence", fence, True)
+    # What is no fence by its table is none.
+    fence_of(other, function, callback, "no_fence_ops")
+    assert find(other, [task, other]) is None

@@ -137,3 +137,40 @@ struct rwbase_rt {
 	struct rt_mutex_base rtmutex;
 };
 struct rwbase_rt keep_rwbase_rt;
+
+/* include/linux/dma-fence.h, and who waits for one by itself: drivers/gpu/drm/radeon */
+
+struct dma_fence {
+	spinlock_t *lock;
+	const struct dma_fence_ops *ops;
+	struct list_head cb_list;
+};
+struct dma_fence keep_dma_fence;
+
+struct dma_fence_ops {
+	bool use_64bit_seqno;
+};
+const struct dma_fence_ops radeon_fence_ops;
+int no_fence_ops;
+
+struct dma_fence_cb;
+typedef void (*dma_fence_func_t)(struct dma_fence *fence, struct dma_fence_cb *cb);
+
+struct dma_fence_cb {
+	struct list_head node;
+	dma_fence_func_t func;
+};
+
+struct default_wait_cb {
+	struct dma_fence_cb base;
+	struct task_struct *task;
+};
+struct default_wait_cb keep_default_wait_cb;
+
+void dma_fence_default_wait_cb(struct dma_fence *fence, struct dma_fence_cb *cb)
+{
+}
+
+void radeon_fence_wait_cb(struct dma_fence *fence, struct dma_fence_cb *cb)
+{
+}

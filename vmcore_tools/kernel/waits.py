@@ -37,7 +37,7 @@ from vmcore_tools.kernel.stack_frames import (
     functions_at,
     pointers_in,
 )
-from vmcore_tools.kernel.symbols import symbol_address
+from vmcore_tools.kernel.symbols import symbol_address, symbol_name
 from vmcore_tools.kernel.task import live_range, stack_range
 from vmcore_tools.kernel.task_completions import CompletedByTasks, completed_by_tasks
 from vmcore_tools.kernel.workqueue import barrier_of_completion, flusher_of_completion
@@ -118,7 +118,8 @@ _ENTRY_TYPES: Tuple[Tuple[str, str, str, Optional[str], str], ...] = (
         "task",
         "base.node",
         "base.func",
-        r"dma_fence_(default_)?wait.*",
+        # radeon's and vmwgfx's own waits have the same structure under other names.
+        r"\w+_fence_(default_)?wait.*",
     ),
 )
 _COMPLETION = re.compile(r"(do_|_*)wait_for_(common|completion).*")
@@ -350,11 +351,22 @@ class WaitFinder:
         return None
 
     def _dma_fence(self, entry: _Entry, head: int) -> Optional[Wait]:
-        callback = self._word(entry.base + (entry.type.func or 0))
-        if not head or callback != symbol_address(self._prog, "dma_fence_default_wait_cb"):
+        if not head:
             return None
         fence = self._container("struct dma_fence", "cb_list", head)
+        callback = self._word(entry.base + (entry.type.func or 0))
+        default = callback == symbol_address(self._prog, "dma_fence_default_wait_cb")
+        if not default and not self._has_fence_ops(fence):
+            return None
         return Wait("dma_fence", fence, "its callback is on the fence's list")
+
+    def _has_fence_ops(self, fence: Object) -> bool:
+        name = symbol_name(self._prog, fence.ops.value_())
+        try:
+            type_ = self._prog.variable(name or "").type_
+        except LookupError:
+            return False
+        return bool(type_.type_name() == "const struct dma_fence_ops")
 
     def _wait_queue(
         self, entry: _Entry, head: int, task: Object, frames: List[Frame]
