@@ -14,7 +14,15 @@ from vmcore_tools.analysis import Context
 from vmcore_tools.kernel.audit import count_holders
 from vmcore_tools.kernel.dma_buf import text_at
 from vmcore_tools.kernel.dma_buf_holders import DmaBufHolders
-from vmcore_tools.kernel.drm_prime import KeptByThemselves, kept_by_themselves
+from vmcore_tools.kernel.drm_gem import gem_handles
+from vmcore_tools.kernel.drm_prime import (
+    KeptByThemselves,
+    PrimeEntries,
+    entries_of_other_objects,
+    gem_dma_bufs,
+    kept_by_themselves,
+    prime_entries,
+)
 from vmcore_tools.kernel.files import descriptors
 from vmcore_tools.kernel.page import NOT_KERNEL, direct_map_offset, page_index
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
@@ -77,16 +85,25 @@ class _Stale:
     def __iter__(self) -> Iterator[int]:
         yield from (*self.freed, *self.reused, *self.outlived)
 
+    def chosen(self, wanted: npt.NDArray[np.bool_]) -> _Stale:
+        """Those that are wanted, by their position."""
+        parts = (self.freed, self.reused, self.outlived)
+        return _Stale(*([i for i in part if wanted[i]] for part in parts))
+
 
 def stale_cache(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> Iterator[Finding]:
     """One finding of all entries of PRIME caches that are not of their dma-buf."""
     entries = holders.entries.chosen(holders.stale)
     stale = _stale_entries(ctx, index, holders)
     found = list(stale)
+    live = bool(ctx.prog.flags & ProgramFlags.IS_LIVE)
+    if live and found:
+        still = _still_stale(ctx.prog, entries)
+        stale = stale.chosen(still)
+        found = list(stale)
     if not found:
         return
     drivers = _drivers(ctx.prog, entries.file[found])
-    live = bool(ctx.prog.flags & ProgramFlags.IS_LIVE)
     sure = not live and bool(stale.freed or stale.reused)
     pids, comms = _processes(ctx.prog, holders, set(entries.file[found].tolist()))
     shown = found[:_EXAMPLES_SHOWN]
@@ -146,6 +163,16 @@ def _stale_entries(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> _S
     addresses = np.array([entries.dma_buf[i] for i in outlived], dtype=np.uint64)
     busy = with_tasks(index, addresses, ctx.progress)
     return _Stale(freed, reused, [i for i, at_work in zip(outlived, busy) if not at_work])
+
+
+def _still_stale(prog: Program, entries: PrimeEntries) -> npt.NDArray[np.bool_]:
+    """Which entries are stale when they are read once more: a live target goes on."""
+    addresses = sorted(set(entries.file.tolist()))
+    handles = gem_handles(Object(prog, "struct drm_file *", value=file) for file in addresses)
+    named = dict(zip(zip(handles.file.tolist(), handles.handle.tolist()), handles.gem.tolist()))
+    gems = gem_dma_bufs(prog, list(named.values()))
+    again = prime_entries(prog, addresses)
+    return np.isin(entries.word, again.word[entries_of_other_objects(again, named, gems)])
 
 
 def _drivers(prog: Program, files: U64) -> Tuple[str, ...]:

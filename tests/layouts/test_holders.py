@@ -559,6 +559,18 @@ def test_entries_whose_handle_is_of_another_object(machine: Machine) -> None:
     assert entries_of_other_objects(entries, {}, nothing).all()
 
 
+def test_entries_of_objects_that_cannot_be_read(machine: Machine) -> None:
+    """They are not called stale."""
+    buffers = [dma_buf(machine, 1)[0] for _ in range(2)]
+    lost = machine.new("struct drm_gem_object", {"import_attach": RAM_END + 0x100})
+    file, _ = prime_file(machine, [(buffers[0], 1), (buffers[1], 2)])
+    entries = prime_entries(machine.prog, [file])
+    gems = gem_dma_bufs(machine.prog, [RAM_END, lost])
+    assert sorted(gems.unread) == [RAM_END, RAM_END + 0x100]
+    handles = {(file, 1): RAM_END, (file, 2): lost}
+    assert not entries_of_other_objects(entries, handles, gems).any()
+
+
 @pytest.mark.parametrize("kept_by", ["nothing", "handle", "descriptor", "count"])
 def test_imports_in_a_circle(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, kept_by: str

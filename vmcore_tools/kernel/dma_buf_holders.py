@@ -236,7 +236,7 @@ class _Walk:
         without = exported & alive & (gems.handles == 0)
         self._hold("gem", gems.dma_buf[without], gems.dma_buf_word[without], at_most=True)
         self._imports(gems)
-        self._prime_caches([file.value_() for file in files], gems)
+        self._prime_caches([file.value_() for file in files], gems, not handles.unread)
 
     def _imports(self, gems: Optional[GemDmaBufs]) -> None:
         """
@@ -258,10 +258,13 @@ class _Walk:
         self._hold("import", every.dma_buf[others], every.word[others], at_most=True)
         self.gaps += [("attachments", "the list breaks off", address) for address in every.unread]
 
-    def _prime_caches(self, files: List[int], gems: GemDmaBufs) -> None:
+    def _prime_caches(self, files: List[int], gems: GemDmaBufs, all_handles: bool) -> None:
         entries = prime_entries(self.prog, files)
         self.gaps += [("PRIME cache", "it could not be read", a) for a in entries.unread]
         stale = entries_of_other_objects(entries, self.handles, gems)
+        if not all_handles:
+            # Whose handle is missing may have one that could not be read.
+            stale &= ~np.isin(entries.dma_buf, self.buffers.address)
         # An entry that outlived its handle may still have its reference.
         for at_most, chosen in ((False, ~stale), (True, stale)):
             self._hold("prime_cache", entries.dma_buf[chosen], entries.word[chosen], at_most)

@@ -185,8 +185,10 @@ def entries_of_other_objects(
 
     The file has no such handle, or that of an object with another dma-buf: the
     entry outlived its handle, and a lookup of the dma-buf gives a wrong one.
+    Those of objects that could not be read are not among them.
 
-    :param handles: (``struct drm_file``, handle) to ``struct drm_gem_object``
+    :param handles: (``struct drm_file``, handle) to ``struct drm_gem_object``:
+        all of these files
     :param gems: with all objects that have handles
     :return: bool array of shape (n,)
     """
@@ -196,6 +198,8 @@ def entries_of_other_objects(
     if len(gems.gem):
         at = np.minimum(np.searchsorted(gems.gem, gem), len(gems.gem) - 1)
         mine = (gems.dma_buf[at] == entries.dma_buf) | (gems.attached[at] == entries.dma_buf)
+        unread = np.array(gems.unread, dtype=np.uint64)
+        mine |= np.isin(gem, unread) | np.isin(gems.attachment[at], unread)
         result = ~((gems.gem[at] == gem) & mine)
     return result
 
