@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any, Tuple
 
 import pytest
 
 from vmcore_tools.kernel.virtio_ring import RingState
+from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
+from vmcore_tools.kernel.wait_nodes import LOCK, OBJECT, TASK
 from vmcore_tools.model import Confidence
 from vmcore_tools.wait_findings import device, disk
 
@@ -86,3 +89,25 @@ def test_the_rings_of_a_disk() -> None:
     assert disk._verdict([ring(not_fetched=4), ring()])[2] == (disk.UNHEARD,)
     # Of one of them nobody knows.
     assert disk._verdict([ring(not_fetched=None), ring()])[2] == (disk.UNHEARD,)
+
+
+def test_who_waits_for_a_lock_of_a_victim_has_not_waited_for_the_device() -> None:
+    graph = WaitGraph()
+    edges = [
+        ("virtqueue", "device"),
+        ("fence", "virtqueue"),
+        ("array", "fence"),
+        ("task Xorg", "array"),
+        ("task flip", "virtqueue"),
+        ("mutex", "task Xorg"),
+        ("task long before", "mutex"),
+    ]
+    for source, target in edges:
+        graph.add_edge(Edge(source, target, "waits for"))
+    kinds = {"task": TASK, "mutex": LOCK}
+
+    def node(key: str) -> SimpleNamespace:
+        return SimpleNamespace(kind=kinds.get(key.partition(" ")[0], OBJECT))
+
+    view: Any = SimpleNamespace(graph=graph, node=node)
+    assert device.DeviceLate(view)._first_victims("device") == {"task Xorg", "task flip"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Set, Tuple
 
 from drgn import FaultError, Object
 from drgn.helpers import ValidationError
@@ -24,7 +24,7 @@ from vmcore_tools.kernel.wait_disks import bio_with_waiter
 from vmcore_tools.kernel.wait_fences import fence_node
 from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_io import follow_io_wait
-from vmcore_tools.kernel.wait_nodes import DEVICE, VIRTQUEUE, Node
+from vmcore_tools.kernel.wait_nodes import DEVICE, TASK, VIRTQUEUE, Node
 from vmcore_tools.kernel.waits import Wait
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.disk import INTERRUPT, UNHEARD, disk_late
@@ -135,7 +135,7 @@ class DeviceLate(Cause):
         node = self.view.node(root.nodes[0])
         if node.kind != DEVICE:
             return None
-        if self.view.longest_ns(root.victims) < self._late_ns:
+        if self.view.longest_ns(self._first_victims(node.key)) < self._late_ns:
             return None
         queues = self._queues(node)
         if node.name == "disk":
@@ -178,6 +178,23 @@ class DeviceLate(Cause):
             unread=unread,
             graph=self.view.drawn(root),
         )
+
+    def _first_victims(self, device: str) -> Set[str]:
+        """
+        The tasks that wait for a device themselves.
+
+        Who waits for these, for a lock of theirs, can have waited for others before.
+        """
+        tasks: Set[str] = set()
+        seen, todo = {device}, [device]
+        while todo:
+            for edge in self.view.graph.edges_to(todo.pop()):
+                if self.view.node(edge.source).kind == TASK:
+                    tasks.add(edge.source)
+                elif edge.source not in seen:
+                    seen.add(edge.source)
+                    todo.append(edge.source)
+        return tasks
 
     @property
     def _late_ns(self) -> int:
