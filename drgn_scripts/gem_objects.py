@@ -26,6 +26,7 @@ it. Before v5.5, commands of virtio_gpu hold no GEM objects: TTM kept these.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -66,7 +67,7 @@ from vmcore_tools.model import Absent, Kind, Maybe, column
 
 Ints = npt.NDArray[np.int64]
 
-#: Handles and mappings of one object that a row names.
+#: Handles, mappings and commands of one object that a row names.
 _USERS_SHOWN = 4
 _HOARD_OBJECTS = 10_000
 _HOARD_PERCENT = 50
@@ -384,7 +385,7 @@ def ttm_rows(prog: Program, holders: GemHolders) -> List[TtmBuffer]:
 
 
 class _Users:
-    """Processes with handles and mappings of GEM objects."""
+    """Processes with handles and mappings of GEM objects, and commands that use them."""
 
     def __init__(self, prog: Program, holders: GemHolders, clients: DrmClients) -> None:
         handles = holders.handles
@@ -392,7 +393,9 @@ class _Users:
         self._gem = handles.gem[order]
         self._file, self._handle = handles.file[order], handles.handle[order]
         self._names = {c.file.value_(): _client_name(c) for c in clients.clients}
-        self._mapped: Dict[int, List[str]] = {}
+        self._others: Dict[int, List[str]] = {}
+        for gem, times in Counter(holders.commands.gem.tolist()).items():
+            self._others[gem] = [f"{times} command{'s' if times > 1 else ''} in flight"]
         self._add_mappings(prog, holders)
 
     def _add_mappings(self, prog: Program, holders: GemHolders) -> None:
@@ -404,7 +407,7 @@ class _Users:
         tasks = mm_users(prog, wanted)
         for gem, space in zip(mapped.gem.tolist(), spaces):
             name = _process(tasks[space]) if space in tasks else "a process that is exiting"
-            self._mapped.setdefault(gem, []).append(f"{name} mapping")
+            self._others.setdefault(gem, []).append(f"{name} mapping")
 
     def of(self, gem: int) -> str:
         """The first ones by name."""
@@ -417,9 +420,9 @@ class _Users:
                 self._handle[first : min(last, first + _USERS_SHOWN)].tolist(),
             )
         ]
-        mapped = self._mapped.get(gem, [])
-        total = last - first + len(mapped)
-        users = (users + mapped)[:_USERS_SHOWN]
+        others = self._others.get(gem, [])
+        total = last - first + len(others)
+        users = (users + others)[:_USERS_SHOWN]
         more = total - len(users)
         return ", ".join(users) + (f" and {more} more" if more > 0 else "")
 

@@ -81,9 +81,8 @@ class GemHolders:
     :ivar described: for the audit
     :ivar devices: all DRM devices
     :ivar handles: of all open files
-    :ivar named: int64: how many handles each object has
     :ivar mappings: of GEM objects, with the ``struct vm_area_struct`` as owner
-    :ivar commands: objects of commands in flight
+    :ivar commands: objects of commands in flight, with the command as owner
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
 
