@@ -367,7 +367,7 @@ def _finding(
     causes = _causes(hung)
     if causes:
         evidence.append(Evidence("causes", Kind.TEXT, tuple(map(_name, causes))))
-        message += ". The cause is {causes}: see there"
+        message += "; wait-graph names the cause: {causes}"
     functions = [frame.function for frame in first.stack.frames]
     return Finding(
         rule=rule,
