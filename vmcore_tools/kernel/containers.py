@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 import numpy as np
 from drgn import FaultError, Object, Program, Type
 from drgn.helpers.common.type import member_at_offset
+from drgn.helpers.linux.mm import compound_head, compound_nr, page_to_virt, virt_to_page
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.object_types import Certainty, object_types
@@ -35,8 +36,8 @@ class Container:
     """
     What an address lies in.
 
-    :ivar place: ``slab object``, ``variable``, ``module`` (without debug info), ``stack``
-        or ``memory``
+    :ivar place: ``slab object``, ``pages`` (allocated at once), ``variable``, ``module``
+        (without debug info), ``stack`` or ``memory``
     :ivar name: of the cache, variable or module, or the function in whose frame it is
     :ivar start: where the object or variable begins; else the address itself
     :ivar size_bytes: of the object; of a variable, its symbol's
@@ -66,6 +67,8 @@ class Container:
             if self.field:
                 return self.name + ("" if self.field.startswith("[") else ".") + self.field
             return f"{self.name}+{self.offset:#x}" if self.offset else self.name
+        if self.place == "pages":
+            return f"an allocation of {self.name} at +{self.offset:#x}"
         if self.place == "module":
             return f"the data of {self.name}"
         if self.place == "memory":
@@ -124,8 +127,22 @@ class Containers:
         try:
             module = self._prog.module(address)
         except LookupError:
-            return Container("memory", "", address, size_bytes)
+            pages = self._pages(address)
+            return pages or Container("memory", "", address, size_bytes)
         return Container("module", module.name, address, size_bytes)
+
+    def _pages(self, address: int) -> Optional[Container]:
+        """A compound page: what kmalloc() gives for more than a slab has."""
+        page_size = self._memory.page_map.page_size_bytes
+        try:
+            head = compound_head(virt_to_page(self._prog, address))
+            start, number = int(page_to_virt(head).value_()), int(compound_nr(head).value_())
+        except (FaultError, LookupError):
+            return None  # it is in no page of the direct map
+        size_bytes = number * page_size
+        if number == 1 or not start <= address < start + size_bytes:
+            return None
+        return Container("pages", f"{number} pages", start, size_bytes, address - start)
 
     def _variable(self, name: str, start: int, size_bytes: int, address: int) -> Container:
         try:

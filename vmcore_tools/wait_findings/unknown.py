@@ -59,6 +59,7 @@ _POINTERS_SHOWN = 10
 _PLACES_IN_WORDS = (Place.SLAB_OBJECT, Place.IMAGE, Place.MODULE, Place.TASK_STACK)
 #: 1 GiB of 4 KiB pages: some seconds.
 _PAGES_SCANNED_MAX = 1 << 18
+_OBJECTS = ("slab object", "pages")
 #: These end by themselves.
 _ENDED_BY_TIME = ("timer", "CPU quota of the cgroup")
 
@@ -126,10 +127,10 @@ class WakerUnknown:
         return found
 
     def _together(self, leaves: List[_Leaf]) -> List[_Leaf]:
-        """Those in one slab object make one."""
+        """Those in one object make one."""
         joined: Dict[object, _Leaf] = {}
         for leaf in leaves:
-            inside = leaf.container is not None and leaf.container.place == "slab object"
+            inside = leaf.container is not None and leaf.container.place in _OBJECTS
             key = leaf.container.start if inside and leaf.container else leaf.key
             before = joined.get(key)
             if before is not None:
@@ -140,14 +141,15 @@ class WakerUnknown:
         return list(joined.values())
 
     def _top(self, leaf: _Leaf) -> str:
-        """The node of the slab object around it, or its own."""
+        """The node of the object around it, or its own."""
         container = leaf.container
-        if container is None or container.place != "slab object" or not container.offset:
+        if container is None or container.place not in _OBJECTS or not container.offset:
             return leaf.key
         chains = self._view.chains
         node = chains.nodes[leaf.key]
         address = Object(node.object.prog_, "void *", value=container.start)
-        name = container.type_name or "slab object"
+        kind = "allocation" if container.place == "pages" else container.place
+        name = container.type_name or kind
         label = "" if container.type_name else f"of {container.name}"
         top = chains.add(Node(f"object {container.start:#x}", OBJECT, address, name, label=label))
         for key in leaf.nodes:
@@ -234,7 +236,7 @@ class WakerUnknown:
             evidence.append(
                 Evidence("pointed_at_by", Kind.UNTRUSTED, self._pointed_at_by(leaf, pointers))
             )
-            if container.offset or container.place in ("stack", "module"):
+            if container.offset or container.place in ("stack", "module", "pages"):
                 message += ", in {part_of}"
         evidence += _of_readers(node)
         message += (
