@@ -19,7 +19,7 @@ from vmcore_tools.kernel.rcu import (
 )
 from vmcore_tools.kernel.run_queue import current_ran_ns
 from vmcore_tools.kernel.wait_graph import Edge, Root
-from vmcore_tools.kernel.wait_nodes import CPU, DRIVEN_BY, ON_CPU, ON_READER, TASK, Node
+from vmcore_tools.kernel.wait_nodes import CPU, DRIVEN_BY, ON_CPU, ON_READER, RCU, TASK, Node
 from vmcore_tools.kernel.wait_rcu import add_rcu, grace_period_of, is_kthread_starving
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.cpu import cpu_evidence
@@ -78,8 +78,9 @@ class RcuStall(Cause):
         if self.view.longest_ns(root.victims) < self.view.threshold_ns:
             return None
         for edge in self.view.graph.edges_to(node.key):
-            if edge.why in (ON_CPU, ON_READER, DRIVEN_BY):
-                return self._stalled(root, node, self.view.chains.nodes[edge.source], edge.why)
+            source = self.view.chains.nodes[edge.source]
+            if source.kind == RCU and edge.why in (ON_CPU, ON_READER, DRIVEN_BY):
+                return self._stalled(root, node, source, edge.why)
         return None
 
     def _stalled(self, root: Root, node: Node, rcu: Node, why: str) -> Optional[Finding]:
