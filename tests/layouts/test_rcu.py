@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator, List
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List
 
 import pytest
-from drgn import Object, offsetof, sizeof
+from drgn import Object, Program, offsetof, sizeof
 from drgn.helpers import ValidationError
 
 from tests.layouts.machine import Machine
+from vmcore_tools.kernel import wait_rcu
 from vmcore_tools.kernel.rcu import (
     expedited_grace_period,
     for_each_rcu_state,
@@ -23,10 +25,31 @@ from vmcore_tools.kernel.rcu import (
     rcu_name,
     stall_timeout_ns,
 )
+from vmcore_tools.kernel.wait_nodes import DRIVEN_BY, ON_CPU, ON_READER, RCU, TASK, Node
+from vmcore_tools.kernel.wait_rcu import follow_rcu, follow_rcu_wait
+from vmcore_tools.kernel.waits import Wait
 
 NOW = 5_000
 JIFFY_NS = 4_000_000
 IN_PROGRESS = 400 << 2 | 1
+
+
+class Chains:
+    """As much of WaitChains as following RCU needs: keys of nodes, and which CPUs are online."""
+
+    def __init__(self, prog: Program) -> None:
+        self.prog = prog
+        self.found: Dict[str, Dict[int, Object]] = {}
+        self.run_queues = {0: SimpleNamespace(online=True), 1: SimpleNamespace(online=False)}
+
+    def cpu(self, cpu: int) -> str:
+        return f"cpu {cpu}"
+
+    def task(self, task: Object) -> str:
+        return f"task {task.value_():#x}"
+
+    def add(self, node: Node) -> str:
+        return node.key
 
 
 class Rcu:
@@ -190,3 +213,52 @@ def test_wait_queues_of_expedited_grace_periods(new: Rcu) -> None:
     assert not is_wait_queue_of_expedited(new.state, queues - 8)
     assert not is_wait_queue_of_expedited(new.state, queues + 4 * size)
     assert not is_wait_queue_of_expedited(new.state, new.at("gp_wq"))
+
+
+def test_a_callback_that_only_has_to_be_invoked_leads_to_its_cpu(new: Rcu) -> None:
+    machine = new.machine
+    new.put(gp_seq=IN_PROGRESS, gp_start=NOW - 1000)
+    calls = [machine.new("struct rcu_synchronize", {}) for _ in range(2)]
+    data = machine.per_cpu(machine.variable("rcu_data"), 1)
+    machine.put("struct rcu_data", data, {"cpu": 1})
+    list_ = data + offsetof(machine.prog.type("struct rcu_data"), "cblist")
+    # The grace period of the second call is still to come.
+    machine.words(list_, [calls[0], calls[0], calls[1], calls[1], calls[1]])
+    machine.words(calls[0], [calls[1]])
+
+    chains: Any = Chains(machine.prog)
+    done = offsetof(machine.prog.type("struct rcu_synchronize"), "completion")
+    edges = []
+    for call in calls:
+        completion = Object(machine.prog, "struct completion *", value=call + done)
+        wait = Wait("rcu", completion, "")
+        node = Node(f"task {call:#x}", TASK, completion, "task", wait)
+        edges += follow_rcu_wait(chains, node, wait)
+    assert [(edge.target, edge.why) for edge in edges] == [
+        ("cpu 1", "waits for the RCU softirq of"),
+        (f"rcu_preempt grace period {new.address:#x}", "waits for"),
+    ]
+    assert all(edge.proven for edge in edges)
+
+
+def test_a_grace_period_waits_for_cpus_and_readers_and_else_for_its_kthread(
+    new: Rcu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = new.readers(1, 1)
+    kthread = new.machine.new("struct task_struct", {"pid": 16})
+    new.put(gp_seq=IN_PROGRESS, gp_start=NOW - 1000, gp_kthread=kthread)
+    new.leaf(0, qsmask=1)
+    new.leaf(1, qsmask=1, gp_tasks=entries[0])
+    chains: Any = Chains(new.machine.prog)
+    node = Node("rcu", RCU, new.state, "rcu_preempt grace period")
+    entry = offsetof(new.machine.prog.type("struct task_struct"), "rcu_node_entry")
+    # CPU 1 is offline: it is not waited for.
+    assert [(edge.target, edge.why) for edge in follow_rcu(chains, node)] == [
+        ("cpu 0", ON_CPU),
+        (f"task {entries[0] - entry:#x}", ON_READER),
+    ]
+    monkeypatch.setattr(wait_rcu, "is_queued", lambda _task: True)
+    new.put(gp_activity=NOW - 600)
+    assert [(edge.target, edge.why) for edge in follow_rcu(chains, node)] == [
+        (f"task {kthread:#x}", DRIVEN_BY)
+    ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterator, List, Optional
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional
 
 from drgn import Object, container_of
 
@@ -53,13 +53,12 @@ def as_rcu(chains: WaitChains, wait: Wait) -> Optional[Wait]:
 def follow_rcu_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
     """From a task in synchronize_rcu() to the grace period, or to who invokes its callback."""
     head = container_of(wait.object, "struct rcu_synchronize", "completion").head.address_of_()
-    states = _states(chains)
-    for state in states:
-        for cpu in chains.run_queues:
-            if any(ready == head for ready in for_each_ready_callback(rcu_data(state, cpu))):
-                yield Edge(node.key, chains.cpu(cpu), "waits for the RCU softirq of", wait.proven)
-                return
-    running = [state for state in states if grace_period(state) is not None]
+    data = _ready(chains).get(head.value_())
+    if data is not None:
+        cpu = int(data.cpu.value_())
+        yield Edge(node.key, chains.cpu(cpu), "waits for the RCU softirq of", wait.proven)
+        return
+    running = _running(chains)
     for state in running:
         # Which of the flavors of before v4.20 it is the callback does not say.
         yield Edge(node.key, add_rcu(chains, state), "waits for", len(running) == 1)
@@ -142,6 +141,28 @@ def _states(chains: WaitChains) -> List[Object]:
             states = {}  # TINY_RCU
         chains.found["rcu"] = states
     return list(chains.found["rcu"].values())
+
+
+def _running(chains: WaitChains) -> List[Object]:
+    """The kinds of RCU that have a grace period in progress."""
+    key = "rcu grace periods"
+    if key not in chains.found:
+        states = _states(chains)
+        chains.found[key] = {s.value_(): s for s in states if grace_period(s) is not None}
+    return list(chains.found[key].values())
+
+
+def _ready(chains: WaitChains) -> Dict[int, Object]:
+    """What has the callbacks that only have to be invoked, by their addresses: ``rcu_data *``."""
+    key = "rcu callbacks"
+    if key not in chains.found:
+        chains.found[key] = {}
+        for state in _states(chains):
+            for cpu in chains.run_queues:
+                data = rcu_data(state, cpu)
+                for head in for_each_ready_callback(data):
+                    chains.found[key][head.value_()] = data
+    return chains.found[key]
 
 
 def _synchronizers(chains: WaitChains, state: Object) -> List[int]:
