@@ -404,16 +404,18 @@ def _processes(
     spaces = _address_spaces(prog, mapped.owner.tolist())
     for kind, owners, references in ((0, tasks, opened), (1, spaces, mapped)):
         at = np.searchsorted(buffers.file, references.file).tolist()
+        leader_of = {owner: task.group_leader.read_() for owner, task in owners.items()}
+        leaders.update((leader.value_(), leader) for leader in leader_of.values())
+        addresses = {owner: leader.value_() for owner, leader in leader_of.items()}
         for owner, position in zip(references.owner.tolist(), at):
-            task = owners.get(owner)
-            if task is not None:
-                leader = task.group_leader.read_()
-                leaders[leader.value_()] = leader
-                rows.append((leader.value_(), position, kind))
+            if owner in addresses:
+                rows.append((addresses[owner], position, kind))
     processes = []
     table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
     for address, leader in leaders.items():
         mine = table[table[:, 0] == np.uint64(address)]
+        if not len(mine):
+            continue
         kept, times = np.unique(mine[:, 1].astype(np.int64), return_counts=True)
         alone = kept[buffers.refcount[kept] == times]
         processes.append(
@@ -490,12 +492,14 @@ def _users(prog: Program, holders: DmaBufHolders) -> Dict[int, List[str]]:
     """Processes with a descriptor or a mapping of each file."""
     users: Dict[int, List[str]] = {}
     opened, mapped = holders.descriptors, holders.mappings
+    names: Dict[int, str] = {}
+    for table in set(opened.owner.tolist()):
+        tasks = holders.users.get(table, [])
+        names[table] = _process(tasks[0]) if tasks else "a process that is exiting"
     for file, table, number in zip(
         opened.file.tolist(), opened.owner.tolist(), opened.number.tolist()
     ):
-        tasks = holders.users.get(table, [])
-        name = _process(tasks[0]) if tasks else "a process that is exiting"
-        users.setdefault(file, []).append(f"{name} fd {number}")
+        users.setdefault(file, []).append(f"{names[table]} fd {number}")
     spaces = _address_spaces(prog, mapped.owner.tolist())
     for file, vma in zip(mapped.file.tolist(), mapped.owner.tolist()):
         name = _process(spaces[vma]) if vma in spaces else "a process that is exiting"
