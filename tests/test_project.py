@@ -91,11 +91,13 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.__version__",
             "vmcore_tools.analysis",
             "vmcore_tools.knowledge",
+            "vmcore_tools.live",
             "vmcore_tools.model",
             "vmcore_tools.target",
             "vmcore_tools.unloadable",
         },
     ),
+    ("vmcore_tools.live", {"vmcore_tools.model"}),
     (
         "vmcore_tools.target",
         {

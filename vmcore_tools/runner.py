@@ -9,6 +9,7 @@ keeps another from running.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -43,6 +44,7 @@ from vmcore_tools.analysis import (
     Requires,
 )
 from vmcore_tools.knowledge import knowledge, with_known_issues
+from vmcore_tools.live import Attempt, forget, settled
 from vmcore_tools.model import (
     Absent,
     AnalysisResult,
@@ -156,15 +158,13 @@ def run(
         if interrupted:
             results.append(_did_not_run(analysis, Status.SKIPPED, INTERRUPTED))
             continue
-        try:
-            collector = _Collector(analysis, limit)
-        except ContractError as e:
-            results.append(_did_not_run(analysis, Status.FAILED, _one_line(e)))
-            continue
-        result = _run_one(target, collector, options.get(analysis.name, {}), progress)
+        attempt = functools.partial(
+            _attempt, target, analysis, limit, options.get(analysis.name, {}), progress
+        )
+        result, in_use = settled(attempt, _broke_off) if target.live else attempt()
         interrupted = result.reason == INTERRUPTED
         results.append(result)
-        stacks.update(collector.stacks_in_use())
+        stacks.update(in_use)
     return Report(
         tool_version=__version__,
         target=target.facts,
@@ -176,6 +176,30 @@ def run(
 
 def _did_not_run(analysis: Analysis, status: Status, reason: str) -> AnalysisResult:
     return AnalysisResult(analysis.name, status, reason, (), (), (), 0.0)
+
+
+def _broke_off(result: AnalysisResult) -> bool:
+    """Whether an analysis did not get through what it needs."""
+    if result.status is Status.FAILED:
+        return result.reason != INTERRUPTED
+    return any(gap.what == BROKE_OFF for gap in result.gaps)
+
+
+def _attempt(
+    target: Target,
+    analysis: Analysis,
+    limit: Optional[int],
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> Attempt:
+    if target.live:
+        forget(target.prog)
+    try:
+        collector = _Collector(analysis, limit)
+    except ContractError as e:
+        return _did_not_run(analysis, Status.FAILED, _one_line(e)), {}
+    result = _run_one(target, collector, options, progress)
+    return result, collector.stacks_in_use()
 
 
 def _run_one(

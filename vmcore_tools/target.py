@@ -60,6 +60,11 @@ class Target:
     facts: Tuple[Evidence, ...]  #: what it is and holds, in a fixed order
     debug_info: DebugInfo
 
+    @property
+    def live(self) -> bool:
+        """Whether it goes on while it is read."""
+        return bool(self.prog.flags & ProgramFlags.IS_LIVE)
+
 
 def open_core(
     path: PathLike,
