@@ -21,6 +21,7 @@ from drgn.helpers.linux.sched import task_cpu, task_on_cpu
 from vmcore_tools.kernel.run_queue import RunQueue, is_throttled
 from vmcore_tools.kernel.stack_frames import TaskTrace
 from vmcore_tools.kernel.task import is_queued
+from vmcore_tools.kernel.wait_disks import as_direct_io
 from vmcore_tools.kernel.wait_fences import follow_fence, follow_fence_wait
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
 from vmcore_tools.kernel.wait_io import follow_io_wait, follow_page_wait
@@ -261,4 +262,4 @@ FOLLOW_NODE: Mapping[str, FollowNode] = {
     MEMORY: follow_memory,
 }
 #: What plain wait queues and completions are known to be of.
-NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_rcu, as_reclaim)
+NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_direct_io, as_rcu, as_reclaim)

@@ -10,6 +10,7 @@ from drgn.helpers import ValidationError
 from drgn.helpers.linux.block import for_each_disk
 
 from vmcore_tools.kernel.blk_mq import bio_waiter, for_each_bio, for_each_page, requests_in_flight
+from vmcore_tools.kernel.waits import Wait
 
 if TYPE_CHECKING:
     from vmcore_tools.kernel.wait_chain import WaitChains
@@ -28,14 +29,20 @@ def disk_with_page(chains: WaitChains, page: Object) -> Optional[Object]:
     return _found(chains, _PAGES_KEY).get(page.value_())
 
 
-def bio_with_waiter(chains: WaitChains, task: Object) -> Optional[Object]:
+def direct_io_of(chains: WaitChains, task: Object) -> Optional[Wait]:
     """
-    The bio in flight that names a task as who sleeps until it ends.
+    The wait for the bio in flight that names a task as who sleeps until it ends.
 
     :param task: ``struct task_struct *``
-    :return: ``struct bio *``; None if there is none
+    :return: None if there is none
     """
-    return _found(chains, _BIOS_KEY).get(task.value_())
+    bio = _found(chains, _BIOS_KEY).get(task.value_())
+    return None if bio is None else Wait("bio", bio, "the bio names it as who sleeps")
+
+
+def as_direct_io(chains: WaitChains, wait: Wait) -> Optional[Wait]:
+    """The timer of ``blk_io_schedule()``, which only looks after the bio, as a wait for that."""
+    return direct_io_of(chains, wait.object.task) if wait.kind == "timer" else None
 
 
 def _found(chains: WaitChains, key: str) -> Dict[int, Object]:

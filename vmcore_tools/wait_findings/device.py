@@ -20,7 +20,7 @@ from vmcore_tools.kernel.virtio_gpu import (
     last_emitted_seqno,
 )
 from vmcore_tools.kernel.virtio_ring import RingState, ring_state
-from vmcore_tools.kernel.wait_disks import bio_with_waiter
+from vmcore_tools.kernel.wait_disks import direct_io_of
 from vmcore_tools.kernel.wait_fences import fence_node
 from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_io import follow_io_wait
@@ -99,9 +99,8 @@ class DeviceLate(Cause):
         node = chains.nodes[key]
         if node.wait is not None:
             return
-        bio = bio_with_waiter(chains, node.object)
-        if bio is not None:
-            wait = Wait("bio", bio, "the bio names it as who sleeps")
+        wait = direct_io_of(chains, node.object)
+        if wait is not None:
             chains.nodes[key] = node = dataclasses.replace(node, wait=wait)
             for edge in follow_io_wait(chains, node, wait):
                 chains.graph.add_edge(edge)
