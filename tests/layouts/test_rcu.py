@@ -176,6 +176,15 @@ def test_a_damaged_list_of_readers_ends(new: Rcu) -> None:
         grace_period(new.state)
 
 
+@pytest.mark.parametrize(("levels", "nodes"), [(0, 3), (9, 3), (2, 1 << 30)])
+def test_a_tree_that_cannot_be_is_not_walked(new: Rcu, levels: int, nodes: int) -> None:
+    new.put(gp_seq=IN_PROGRESS)
+    new.machine.set_variable("rcu_num_lvls", levels)
+    new.machine.set_variable("rcu_num_nodes", nodes)
+    with pytest.raises(ValidationError):
+        grace_period(new.state)
+
+
 def test_callbacks_whose_grace_period_is_over(new: Rcu) -> None:
     machine = new.machine
     address = machine.per_cpu(machine.variable("rcu_data"), 1)

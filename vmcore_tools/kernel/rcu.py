@@ -218,9 +218,14 @@ def _age_ns(prog: Program, when: int) -> int:
 def _leaf_nodes(state: Object) -> Iterator[Object]:
     """Mirrors ``rcu_for_each_leaf_node()``."""
     prog = state.prog_
-    leaf = state.level[prog["rcu_num_lvls"].value_() - 1].read_()
-    end = state.node.address_of_().value_()
-    end += prog["rcu_num_nodes"].value_() * sizeof(state.node[0])
+    levels, nodes = prog["rcu_num_lvls"].value_(), prog["rcu_num_nodes"].value_()
+    if not (0 < levels <= len(state.level) and nodes <= len(state.node)):
+        raise ValidationError("RCU's tree has more levels or nodes than there is room for")
+    leaf = state.level[levels - 1].read_()
+    first = state.node.address_of_().value_()
+    end = first + nodes * sizeof(state.node[0])
+    if not first <= leaf.value_():
+        raise ValidationError("RCU's leaf nodes are not in its tree")
     while leaf.value_() < end:
         yield leaf
         leaf += 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Dict, Iterator, List, Optional
 
 from drgn import Object, container_of
+from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.rcu import (
     GracePeriod,
@@ -139,6 +140,9 @@ def _states(chains: WaitChains) -> List[Object]:
             states = {state.value_(): state for state in for_each_rcu_state(chains.prog)}
         except LookupError:
             states = {}  # TINY_RCU
+        except ValidationError as error:
+            chains.lost("kind of RCU", error, 0)
+            states = {}
         chains.found["rcu"] = states
     return list(chains.found["rcu"].values())
 

@@ -84,7 +84,11 @@ class RcuStall(Cause):
         return None
 
     def _stalled(self, root: Root, node: Node, rcu: Node, why: str) -> Optional[Finding]:
-        period = grace_period_of(rcu)
+        try:
+            period = grace_period_of(rcu)
+        except (FaultError, LookupError, ValidationError) as error:
+            self.view.ctx.coverage.gap("RCU grace period", f"it cannot be read: {error}")
+            return None
         if period is None:
             return None
         if period.age_ns is not None and period.age_ns < self.view.threshold_ns:
