@@ -277,7 +277,10 @@ def cpu_evidence(view: WaitView, queue: RunQueue) -> Iterator[Evidence]:
     yield Evidence("since_switch_ns", Kind.DURATION, maybe(queue.current_ns))
     yield Evidence("queued", Kind.COUNT, len(queue.queued))
     yield Evidence("in_kernel", Kind.TEXT, maybe(in_kernel(task)))
+    # Off they also are in an interrupt; for longer, and the CPU does not see time pass.
     yield Evidence("interrupts_off", Kind.TEXT, maybe(interrupts_off(task)))
+    behind_ns = view.now_ns - int(queue.rq.clock.value_())
+    yield Evidence("clock_behind_ns", Kind.DURATION, behind_ns)
     try:
         calls, stops = pending_calls(prog, queue.cpu), pending_stops(prog, queue.cpu)
     except (FaultError, ValidationError) as error:

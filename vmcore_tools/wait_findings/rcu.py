@@ -112,7 +112,9 @@ class RcuStall(Cause):
             task = self.view.chains.add_task(queue.current)
             ran_ns = current_ran_ns(queue, self._window_ns(period, root), self.view.now_ns)
             message += ": it waits for CPU {cpu}, which runs {comm} ({pid})"
-            message += " with interrupts off" if interrupts_off(queue.current) else ""
+            behind_ns = self.view.now_ns - int(queue.rq.clock.value_())
+            if interrupts_off(queue.current) and behind_ns >= self.view.cpu_threshold_ns:
+                message += " with interrupts off for {clock_behind_ns}"
             evidence += [
                 *cpu_evidence(self.view, queue),
                 Evidence("held_ns", Kind.DURATION, ran_ns),

@@ -7,7 +7,8 @@ from typing import Iterator, Optional, Tuple
 
 from drgn.helpers.linux.sched import task_cpu
 
-from vmcore_tools.kernel.run_queue import since_run_ns
+from vmcore_tools.kernel.cpu_state import interrupts_off
+from vmcore_tools.kernel.run_queue import need_resched, scheduling_policy, since_run_ns
 from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.wait_graph import Root
 from vmcore_tools.kernel.wait_nodes import LEFT_TO, POOL, RUN_BY, TASK, Node
@@ -93,6 +94,7 @@ class WorkStuck(Cause):
                 Evidence("pool", Kind.TEXT, self.view.name(pool)),
                 Evidence("stalled_ns", Kind.DURATION, maybe(stalled_ns)),
                 *self.view.culprit(node),
+                *self._on_cpu(node),
                 *self.view.victims(root),
             ),
             signature_key=("work-runs-on", work, *self.view.callers(root.victims[:1])),
@@ -126,6 +128,19 @@ class WorkStuck(Cause):
             unread=("why no worker was woken",),
             graph=self.view.drawn(root),
         )
+
+    def _on_cpu(self, node: Node) -> Iterator[Evidence]:
+        """How the CPU has it that a worker runs on or is queued on."""
+        queue = self.view.queues.get(task_cpu(node.object))
+        if queue is None:
+            return
+        yield Evidence("cpu", Kind.NUMBER, queue.cpu)
+        yield Evidence("policy", Kind.TEXT, scheduling_policy(node.object))
+        yield Evidence("queued", Kind.COUNT, len(queue.queued))
+        if queue.current == node.object:
+            yield Evidence("need_resched", Kind.TEXT, maybe(need_resched(queue)))
+            yield Evidence("since_switch_ns", Kind.DURATION, maybe(queue.current_ns))
+            yield Evidence("interrupts_off", Kind.TEXT, maybe(interrupts_off(node.object)))
 
     def _work_stuck(self, root: Root, node: Node) -> Finding:
         edges = self.view.graph.edges_to(node.key)
