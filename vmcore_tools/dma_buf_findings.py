@@ -159,10 +159,30 @@ def _stale_entries(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> _S
             reused.append(i)
         else:
             ctx.coverage.gap("PRIME cache", "the slab of its dma-buf cannot be read", address)
-    # Of those with a reference, the handle may just be closed by a task.
-    addresses = np.array([entries.dma_buf[i] for i in outlived], dtype=np.uint64)
-    busy = with_tasks(index, addresses, ctx.progress)
-    return _Stale(freed, reused, [i for i, at_work in zip(outlived, busy) if not at_work])
+    closing = _being_closed(ctx, index, holders, entries.chosen(np.array(outlived, dtype=np.int64)))
+    return _Stale(freed, reused, [i for i, busy in zip(outlived, closing) if not busy])
+
+
+def _being_closed(
+    ctx: Context, index: SlabIndex, holders: DmaBufHolders, entries: PrimeEntries
+) -> List[bool]:
+    """
+    Which entries belong to a handle that a task may just be closing.
+
+    drm_gem_handle_delete() takes the object out of its handle first; drivers
+    may wait for their device before the entry goes.
+    """
+    related: List[List[int]] = []
+    gems = holders.gems
+    for dma_buf, word in zip(entries.dma_buf, entries.word.tolist()):
+        mine = [int(dma_buf), word]
+        if gems is not None:
+            of_it = (gems.dma_buf == dma_buf) | (gems.attached == dma_buf)
+            mine += gems.gem[of_it].tolist()
+        related.append(mine)
+    every = np.array(sorted({a for mine in related for a in mine}), dtype=np.uint64)
+    busy = set(every[with_tasks(index, every, ctx.progress)].tolist())
+    return [not busy.isdisjoint(mine) for mine in related]
 
 
 def _still_stale(prog: Program, entries: PrimeEntries) -> npt.NDArray[np.bool_]:

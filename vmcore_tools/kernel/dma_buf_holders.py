@@ -38,12 +38,14 @@ from vmcore_tools.kernel.files import (
     FileReferences,
     descriptors,
     files_structs,
+    list_heads,
     mappings_of,
     outgrown_descriptor_words,
 )
 from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.under_way import not_forgotten
 
 U64 = npt.NDArray[np.uint64]
 
@@ -242,8 +244,9 @@ class _Walk:
         """
         Who is attached: an importer has a reference for as long.
 
-        Those of GEM objects are known. Another subsystem has its pointer
-        elsewhere, as an object that is just being imported.
+        Those of GEM objects are known. Another subsystem has a pointer to its
+        attachment, as a task that is just importing. One that nothing points at
+        is forgotten, with its reference: nobody will detach it.
         """
         every = self.attachments
         mine = np.zeros(0, dtype=np.uint64)
@@ -254,9 +257,17 @@ class _Walk:
                 chosen = imported & wanted
                 self._hold("import", gems.attached[chosen], gems.attached_word[chosen], at_most)
             mine = gems.attachment
-        others = ~np.isin(every.address, mine)
-        self._hold("import", every.dma_buf[others], every.word[others], at_most=True)
+        others = np.flatnonzero(~np.isin(every.address, mine))
+        known = not_forgotten(self.index, every.address[others], self._links(every.address))
+        kept, forgotten = others[known], others[~known]
+        self._hold("import", every.dma_buf[kept], every.word[kept], at_most=True)
+        self.holders.append(Holders("weak", _NOTHING, every.word[forgotten]))
         self.gaps += [("attachments", "the list breaks off", address) for address in every.unread]
+
+    def _links(self, attachments: U64) -> U64:
+        """The words by which attachments are in the lists of their dma-bufs."""
+        type_ = self.prog.type("struct dma_buf_attachment")
+        return list_heads(self.prog, attachments, type_, ["node"])[0]["node"].words
 
     def _prime_caches(self, files: List[int], gems: GemDmaBufs, all_handles: bool) -> None:
         entries = prime_entries(self.prog, files)

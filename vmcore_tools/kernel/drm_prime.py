@@ -10,7 +10,7 @@ that it has handles of, so that importing one twice gives the same handle.
 from __future__ import annotations
 
 import dataclasses
-from typing import List, Mapping, Sequence, Tuple
+from typing import Any, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -116,8 +116,8 @@ class PrimeEntries:
     handle: npt.NDArray[np.int64]
     unread: Tuple[int, ...] = ()
 
-    def chosen(self, wanted: npt.NDArray[np.bool_]) -> PrimeEntries:
-        """Some of the entries; *unread* stays with all."""
+    def chosen(self, wanted: npt.NDArray[Any]) -> PrimeEntries:
+        """Some of the entries, by a mask or by position; *unread* stays with all."""
         return PrimeEntries(
             self.file[wanted], self.dma_buf[wanted], self.word[wanted], self.handle[wanted]
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which objects tasks are working on: what their live stacks and registers point at."""
+"""Which objects tasks are working on, and which are forgotten: what points at them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,30 @@ def with_tasks(index: SlabIndex, objects: U64, progress: Progress) -> npt.NDArra
     :return: bool array of shape (n,)
     :raises drgn.FaultError: if the page tables or the list of tasks cannot be read
     """
+    return _pointed_at(index, objects, progress, _of_task)
+
+
+def not_forgotten(index: SlabIndex, objects: U64, weak: U64) -> npt.NDArray[np.bool_]:
+    """
+    Which slab objects anything still points at.
+
+    :param objects: uint64 array of shape (n,): addresses anywhere in them
+    :param weak: uint64 array: addresses of words that hold nothing
+    :return: bool array of shape (n,)
+    :raises drgn.FaultError: if the page tables or the list of tasks cannot be read
+    """
+    known = set(weak.tolist())
+    return _pointed_at(
+        index,
+        objects,
+        lambda items, _what, _total: items,
+        lambda found: found.non_reference is None and found.address not in known,
+    )
+
+
+def _pointed_at(
+    index: SlabIndex, objects: U64, progress: Progress, counts: Callable[[Reference], bool]
+) -> npt.NDArray[np.bool_]:
     result = np.zeros(len(objects), dtype=bool)
     if not len(objects):
         return result
@@ -47,8 +71,8 @@ def with_tasks(index: SlabIndex, objects: U64, progress: Progress) -> npt.NDArra
     virtual = virtual_map(prog, memory.page_map.page_size_bytes)
     found = Attribution.of(prog, index, pages, virtual).references(targets, hits)
     in_registers, _ = register_references(prog, targets)
-    busy = [r.target for r in (*found, *in_registers) if _of_task(r)]
-    result[np.isin(target.reshape(-1), np.array(busy, dtype=np.int64))] = True
+    some = [r.target for r in (*found, *in_registers) if counts(r)]
+    result[np.isin(target.reshape(-1), np.array(some, dtype=np.int64))] = True
     return result
 
 
