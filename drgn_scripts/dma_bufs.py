@@ -22,8 +22,10 @@ It decides by holders alone, never by a number of dma-bufs or by their age: one
 that a descriptor keeps is held, however long it has been open. A dma-buf whose
 count is 0 is being freed, and is no leak.
 
-It cannot see pointers that are not stored as they are, and it does not walk
-the holders of other subsystems (V4L2, RDMA, io_uring's fixed files): their
+Importers of other subsystems (V4L2, RDMA) are known by their attachments, as
+long as anything points at these: an attachment that nobody knows any more is
+leaked with its reference. It cannot see pointers that are not stored as they
+are, and does not walk other holders, such as io_uring's fixed files: their
 dma-bufs are reported as held by something unknown, not as leaked.
 """
 
@@ -99,7 +101,8 @@ LEAKED = Rule(
     page="""\
 The reference count of each dma-buf's file is compared with the holders that
 were found: descriptors, descriptors in messages of unix sockets, mappings, GEM
-objects that were exported or imported, PRIME caches of open DRM files. For the
+objects that were exported or imported, PRIME caches of open DRM files, and
+other devices' attachments that something points at. For the
 dma-bufs with references left over, every word of kernel memory in the dump and
 all registers are searched for pointers to the dma-buf or to its file. Free slab
 objects, dead parts of stacks, the list of all dma-bufs and the watches of epoll
