@@ -265,12 +265,15 @@ def absent_kernel_pages(memory: Memory, pages: PageIndex) -> Dict[PageClass, int
     An absent page is harmless if its own ``struct page`` says that it is free
     or user space's, if it is a hole in RAM, or a crash kernel's; or if
     makedumpfile left it out although the kernel uses it, for it is all zeros.
-
-    :raises drgn.FaultError: if the kernel's list of RAM cannot be read
     """
     page_size = memory.page_map.page_size_bytes
     absent: Dict[PageClass, int] = {}
-    for start, end in kernel_ram(memory.prog):
+    try:
+        ranges = kernel_ram(memory.prog)
+    except (FaultError, ValidationError):
+        # All that has a page structure is more than that, but no less.
+        ranges = [(start * page_size, end * page_size) for start, end in pages.ranges.tolist()]
+    for start, end in ranges:
         first, behind = -(-start // page_size), end // page_size
         described = max(first, min(behind, pages.end))
         if described < behind:

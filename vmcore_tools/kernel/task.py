@@ -214,9 +214,10 @@ def words_at_hand(prog: Program) -> npt.NDArray[np.uint64]:
     """
     parts = [np.zeros(0, dtype=np.uint64)]
     for cpu in for_each_online_cpu(prog):
-        task = cpu_curr(prog, cpu)
-        parts.append(np.array(list((live_registers(task) or {}).values()), dtype=np.uint64))
-        parts.append(_live_words(task))
+        with contextlib.suppress(FaultError):
+            task = cpu_curr(prog, cpu)
+            parts.append(np.array(list((live_registers(task) or {}).values()), dtype=np.uint64))
+            parts.append(_live_words(task))
     for task in for_each_bounded_task(prog):
         with contextlib.suppress(FaultError):
             if is_queued(task) and not task_on_cpu(task):

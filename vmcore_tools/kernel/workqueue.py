@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Iterator, Optional
 
-from drgn import NULL, Object, Program, cast, container_of, offsetof
+from drgn import NULL, FaultError, Object, Program, cast, container_of, offsetof
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.idr import idr_find, idr_for_each_entry
 from drgn.helpers.linux.list import list_empty, validate_list_for_each_entry
 from drgn.helpers.linux.sched import task_on_cpu
@@ -177,15 +178,22 @@ def worker_of(task: Object) -> Object:
 
     :param task: ``struct task_struct *``
     :return: ``struct worker *``, NULL if it is none
-    :raises drgn.helpers.ValidationError: if a list of workers is damaged
+    :raises drgn.FaultError: if it was not found, and a list could not be read
+    :raises drgn.helpers.ValidationError: if it was not found, and a list is damaged
     """
     prog = task.prog_
+    broken: Optional[Exception] = None
     # include/linux/sched.h: PF_WQ_WORKER, a macro that has not changed since v2.6.36.
     if task.flags.value_() & _PF_WQ_WORKER:
         for pool in for_each_worker_pool(prog):
-            for worker in for_each_worker(pool):
-                if worker.task == task:
-                    return worker
+            try:
+                for worker in for_each_worker(pool):
+                    if worker.task == task:
+                        return worker
+            except (FaultError, ValidationError) as error:
+                broken = error
+    if broken is not None:
+        raise broken
     return NULL(prog, "struct worker *")
 
 

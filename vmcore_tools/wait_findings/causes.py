@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, Iterable, List, Mapping, Optional, Tuple, Type
 
-from drgn import ProgramFlags
+from drgn import FaultError, ProgramFlags
+from drgn.helpers import ValidationError
 
 from vmcore_tools.analysis import Context
 from vmcore_tools.kernel.wait_graph import Root
@@ -93,8 +94,12 @@ class _Causes:
         self._causes = [cause(view) for cause in CAUSES]
 
     def explained(self) -> ExplainedWaits:
-        for cause in self._causes:
-            cause.prepare()
+        for cause in tuple(self._causes):
+            try:
+                cause.prepare()
+            except (FaultError, ValidationError, LookupError) as error:
+                self._causes.remove(cause)
+                self._lost(error)
         findings = []
         blamed: Dict[str, Finding] = {}
         for root, finding in self._findings():
@@ -114,7 +119,10 @@ class _Causes:
         found += self._found(self._last_tasks(explained))
         blamed = {key for root, _ in found for key in (*root.nodes, *root.victims)}
         left = [key for key in self._view.graph.ends() if key not in blamed]
-        found += WakerUnknown(self._view).findings(left, blamed)
+        try:
+            found += WakerUnknown(self._view).findings(left, blamed)
+        except (FaultError, ValidationError, LookupError) as error:
+            self._lost(error)
         return sorted(found, key=lambda item: item[0].sort_key)
 
     def _found(self, candidates: Iterable[Tuple[str, ...]]) -> List[Tuple[Root, Finding]]:
@@ -125,7 +133,12 @@ class _Causes:
             victims = sorted(root.victims, key=lambda key: key not in asleep)
             root = dataclasses.replace(root, victims=tuple(victims))
             for cause in self._causes:
-                finding = cause.finding(root)
+                try:
+                    finding = cause.finding(root)
+                except (FaultError, ValidationError, LookupError) as error:
+                    # Whether it is another one can no more be told.
+                    self._lost(error, self._view.node(root.nodes[0]).object.value_())
+                    break
                 if finding is not None:
                     found.append((root, finding))
                     break
@@ -141,6 +154,10 @@ class _Causes:
             elif nodes[key].kind not in _LAST and key not in explained:
                 tasks.update(edge.source for edge in graph.edges_to(key))
         return [(key,) for key in sorted(tasks) if self._is_task(key) and graph.edges_to(key)]
+
+    def _lost(self, error: Exception, address: Optional[int] = None) -> None:
+        reason = f"it cannot be told: {error}"
+        self._view.ctx.coverage.gap("cause of waits", reason, address)
 
     def _is_task(self, key: str) -> bool:
         return self._view.chains.nodes[key].kind == TASK
