@@ -52,11 +52,18 @@ struct bio_vec {
 	unsigned int bv_offset;
 };
 
+struct bvec_iter {
+	sector_t bi_sector;
+	unsigned int bi_size;
+	unsigned int bi_idx;
+	unsigned int bi_bvec_done;
+};
+
 struct bio {
 	struct bio *bi_next;
+	struct bvec_iter bi_iter;
 	void (*bi_end_io)(struct bio *bio);
 	void *bi_private;
-	unsigned short bi_vcnt;
 	struct bio_vec *bi_io_vec;
 };
 struct bio keep_bio;

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import pytest
 from drgn import Object, sizeof
 from drgn.helpers import ValidationError
 
-from tests.layouts.machine import Machine
+from tests.layouts.machine import Machine, Value
 from vmcore_tools.kernel import blk_mq
 from vmcore_tools.kernel.blk_mq import bio_waiter, for_each_page, requests_in_flight
 
@@ -64,20 +64,23 @@ class Disk:
         return Object(self.machine.prog, f"struct {name} *", value=address)
 
     def bio(
-        self, parts: Sequence[Sequence[int]] = (), end: str = "mpage_end_io", **more: int
+        self, parts: Sequence[Sequence[int]] = (), end: str = "mpage_end_io", **more: Value
     ) -> int:
         """:param parts: page, length and offset of each"""
         machine = self.machine
         size = sizeof(machine.prog.type("struct bio_vec"))
-        array = machine.alloc(size * max(1, len(parts)))
+        array = machine.alloc(size * len(parts)) if parts else 0
         for number, (page, length, offset) in enumerate(parts):
             machine.put(
                 "struct bio_vec",
                 array + number * size,
                 {"bv_page": page, "bv_len": length, "bv_offset": offset},
             )
-        function = machine.prog.symbol(end).address
-        members = {"bi_vcnt": len(parts), "bi_io_vec": array, "bi_end_io": function}
+        members: Dict[str, Value] = {
+            "bi_iter.bi_size": sum(length for _, length, _ in parts),
+            "bi_io_vec": array,
+            "bi_end_io": machine.prog.symbol(end).address,
+        }
         return machine.new("struct bio", {**members, **more})
 
     def waiter(self, bio: int) -> Optional[int]:
@@ -134,6 +137,27 @@ def test_the_pages_of_a_request(disk: Disk) -> None:
     second = disk.bio([(page + 64 * 6, 512, 1024)])
     first = disk.bio([(page, 4096, 0), (page + 64 * 2, 8192, 2048)], bi_next=second)
     assert pages(disk, first) == [page + 64 * number for number in (0, 2, 3, 4, 6)]
+
+
+def test_a_clone_has_its_part_of_the_pages(disk: Disk) -> None:
+    page = disk.machine.alloc(64 * 8, 64)
+    parts = [(page, 8192, 0), (page + 64 * 4, 8192, 0)]
+    # Behind the first page: two pages, of which one is in the second part.
+    its = {"bi_iter.bi_idx": 0, "bi_iter.bi_bvec_done": 4096, "bi_iter.bi_size": 8192}
+    assert pages(disk, disk.bio(parts, **its)) == [page + 64, page + 64 * 4]
+    assert pages(disk, disk.bio(parts, **{"bi_iter.bi_idx": 1, "bi_iter.bi_size": 4096})) == [
+        page + 64 * 4
+    ]
+
+
+def test_a_discard_has_no_pages(disk: Disk) -> None:
+    assert pages(disk, disk.bio(**{"bi_iter.bi_size": 1 << 30})) == []
+
+
+def test_parts_without_a_length_are_damage(disk: Disk) -> None:
+    page = disk.machine.alloc(64, 64)
+    with pytest.raises(ValidationError):
+        pages(disk, disk.bio([(page, 0, 0)], **{"bi_iter.bi_size": 4096}))
 
 
 def test_bios_in_a_circle_end(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

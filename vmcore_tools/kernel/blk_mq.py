@@ -172,22 +172,33 @@ def bio_waiter(bio: Object) -> Optional[Object]:
 
 def for_each_page(request: Object) -> Iterator[Object]:
     """
-    Iterate over the pages that a request reads or writes.
+    Iterate over the pages that a request reads or writes. Mirrors ``bio_for_each_bvec()``.
+
+    What is done of a bio is left out, and of a clone all but its part.
 
     :param request: ``struct request *``
     :return: Iterator of ``struct page *``, of each page of larger parts
     :raises FaultError: if a bio is not in the dump
     :raises drgn.helpers.ValidationError: if there are too many
     """
-    size = request.prog_["PAGE_SIZE"].value_()
-    left = _PAGES_MAX
+    page_size = int(request.prog_["PAGE_SIZE"].value_())
+    limit = _PAGES_MAX
     for bio in for_each_bio(request):
-        for number in range(int(bio.bi_vcnt.value_())):
+        if not bio.bi_io_vec:
+            continue  # a discard, a flush
+        number = int(bio.bi_iter.bi_idx.value_())
+        done = int(bio.bi_iter.bi_bvec_done.value_())
+        left = int(bio.bi_iter.bi_size.value_())
+        while left > 0:
             part = bio.bi_io_vec[number].read_()
-            end = part.bv_offset.value_() + part.bv_len.value_()
-            pages = -(-int(end) // size)
-            left -= pages
-            if left < 0:
-                raise ValidationError("a request has too many pages")
-            for page in range(pages):
+            begin = int(part.bv_offset.value_()) + done
+            length = min(int(part.bv_len.value_()) - done, left)
+            if length <= 0:
+                raise ValidationError("a part of a bio has no length")
+            for page in range(begin // page_size, -(-(begin + length) // page_size)):
                 yield part.bv_page + page
+                limit -= 1
+                if limit < 0:
+                    raise ValidationError("a request has too many pages")
+            left -= length
+            number, done = number + 1, 0
