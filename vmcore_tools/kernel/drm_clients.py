@@ -157,7 +157,8 @@ def _described(
 ) -> Refcounted:
     sizes = np.array([cache.object_size_bytes for cache in index.caches], dtype=np.int64)
     rows = index.find(files)
-    size = np.where(rows >= 0, sizes[index.cache[rows]], 1) if len(files) else counts
+    size = np.ones(len(files), dtype=np.int64)
+    size[rows >= 0] = sizes[index.cache[rows[rows >= 0]]]
     everywhere = np.ones(len(files), dtype=bool)
     objects = Counted(files, counts, files, size, np.arange(len(files)))
     return Refcounted(objects, holders, everywhere, everywhere)
