@@ -278,6 +278,10 @@ def test_drgn_warns_of_nothing_itself(write: Write, capfd: pytest.CaptureFixture
 def test_build_id_of_a_file(write: Write) -> None:
     elf = files.elf_with_build_id(files.BUILD_ID)
     assert debug_info.build_id_of_file(write("a", elf)) == files.BUILD_ID
+    xen = files.notes([(b"Xen", files.NT_GNU_BUILD_ID, b"\0" * 8)])
+    assert debug_info.build_id_of_file(write("x", files.elf_with_notes(xen))) is None
+    both = xen + files.notes([(b"GNU", files.NT_GNU_BUILD_ID, bytes.fromhex(files.BUILD_ID))])
+    assert debug_info.build_id_of_file(write("y", files.elf_with_notes(both))) == files.BUILD_ID
     assert debug_info.build_id_of_file(write("b", elf[:100])) is None
     assert debug_info.build_id_of_file(write("c", b"")) is None
     assert debug_info.build_id_of_file("/no/such") is None

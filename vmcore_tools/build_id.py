@@ -19,7 +19,8 @@ def build_id_of_file(path: Union[str, Path]) -> Optional[str]:
                 # A vmlinux has it in .notes, a module in .note.gnu.build-id.
                 if isinstance(section, NoteSection):
                     for note in section.iter_notes():
-                        if note["n_type"] == "NT_GNU_BUILD_ID":
+                        # Xen's notes in a vmlinux have one of the same number.
+                        if (note["n_name"], note["n_type"]) == ("GNU", "NT_GNU_BUILD_ID"):
                             return str(note["n_desc"])
     except (ELFError, OSError, ValueError):
         pass

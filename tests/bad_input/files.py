@@ -104,7 +104,11 @@ def elf_vmcore(information: bytes) -> bytes:
 
 def elf_with_build_id(build_id: str, type: int = ET_EXEC) -> bytes:
     """An ELF file with a build ID and no debug info."""
-    note = notes([(b"GNU", NT_GNU_BUILD_ID, bytes.fromhex(build_id))])
+    return elf_with_notes(notes([(b"GNU", NT_GNU_BUILD_ID, bytes.fromhex(build_id))]), type)
+
+
+def elf_with_notes(note: bytes, type: int = ET_EXEC) -> bytes:
+    """An ELF file with a section of notes, and nothing else."""
     names = b"\0.note.gnu.build-id\0.shstrtab\0"
     note_offset = 64
     names_offset = note_offset + len(note)
