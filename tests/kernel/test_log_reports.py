@@ -20,7 +20,7 @@ from vmcore_tools.kernel.log_reports import (
 )
 from vmcore_tools.kernel.printk import LogRecord
 
-KERN_ERR = 3
+KERN_ERR, KERN_INFO = 3, 6
 NS = 1_000_000_000
 
 # Of a guest with Debian's 6.1 kernel; the log of the scenario hung-lru-drain.
@@ -331,6 +331,18 @@ READERS_6_1 = """\
 [   15.030702]  __schedule+0x34d/0x9e0
 [   15.030702]  wait_for_completion+0x86/0x160
 [   15.030702]  </TASK>"""
+
+
+def test_traces_of_before_addresses_could_be_hashed() -> None:
+    # Of the lab's guest kernel-reports.
+    lines = [
+        "[   13.046779] TRACE UNIX alloc 0x(____ptrval____) inuse=17 fp=0x0000000000000000",
+        "[   13.064773] TRACE UNIX free 0x(____ptrval____) inuse=1 fp=0x(____ptrval____)",
+    ]
+    found = parse_reports(records("\n".join(lines), level=KERN_INFO)).reports
+    kinds = {(r.kind, r.cache, r.object) for r in found}
+    assert kinds == {(ReportKind.SLUB_TRACE, "UNIX", None)}
+    assert [r.detail for r in found] == ["alloc", "free"]
 
 
 def test_tasks_that_are_named_by_their_pids_alone() -> None:

@@ -171,7 +171,8 @@ _HEADLINES: Tuple[Tuple[ReportKind, re.Pattern[str]], ...] = tuple(
             rf"Kill(?:ed)? process (?P<pid>\d{{1,9}}) \({_COMM}\)",
         ),
         (ReportKind.OOM, rf"Killed process (?P<pid>\d{{1,9}}) \({_COMM}\) total-vm:"),
-        # mm/slub.c: slab_bug(), trace().
+        # mm/slub.c: slab_bug(), trace(). Until the kernel has random numbers, it prints
+        # no address at all.
         (
             ReportKind.SLUB,
             r"BUG (?P<cache>[^\s()]{1,64}(?:\(\d+:[^)]{0,64}\))?) "
@@ -180,7 +181,7 @@ _HEADLINES: Tuple[Tuple[ReportKind, re.Pattern[str]], ...] = tuple(
         (
             ReportKind.SLUB_TRACE,
             r"TRACE (?P<cache>[^\s()]{1,64}(?:\(\d+:[^)]{0,64}\))?) "
-            r"(?P<detail>alloc|free) 0x(?P<object>[0-9a-f]{1,16}) inuse=",
+            r"(?P<detail>alloc|free) 0x(?:(?P<object>[0-9a-f]{1,16})|\(_*ptrval_*\)) inuse=",
         ),
         # lib/refcount.c.
         (ReportKind.REFCOUNT, r"refcount_t: (?P<detail>[^.]{1,80})"),
