@@ -11,7 +11,7 @@ khungtaskd named in the log is marked, and so is the oldest sleeper: often
 they are not the same.
 
 The sleeping time runs from when the task last left a CPU to the latest clock
-of any CPU. What the task waits for is named from its stack; who keeps it waiting
+of any CPU, or to a panic long before that. What the task waits for is named from its stack; who keeps it waiting
 is wait-graph's answer, which is named here.
 """
 
@@ -253,8 +253,8 @@ def _maybe(value: Any, reason: str) -> Any:
 
 def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
-    now_ns = sched_now_ns(ctx.prog)
     waits = _waits(ctx)
+    now_ns = sched_now_ns(ctx.prog) if waits is None else waits.view.now_ns
     # Tasks of a live kernel may sleep elsewhere by now.
     unwound = waits is not None and not ctx.prog.flags & ProgramFlags.IS_LIVE
     for task in _tasks(ctx):

@@ -14,7 +14,14 @@ from drgn_scripts.wait_graph import ANALYSIS
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
 from vmcore_tools.kernel import wait_rcu
-from vmcore_tools.kernel.cpu_state import in_kernel, interrupts_off, panic_cpu, pending_stops
+from vmcore_tools.kernel.cpu_state import (
+    in_kernel,
+    interrupts_off,
+    ns_since_panic,
+    panic_cpu,
+    pending_stops,
+)
+from vmcore_tools.kernel.printk import log_records
 from vmcore_tools.kernel.rcu import (
     GracePeriod,
     expedited_grace_period,
@@ -29,7 +36,7 @@ from vmcore_tools.kernel.rcu import (
 from vmcore_tools.kernel.run_queue import for_each_run_queue
 from vmcore_tools.kernel.task import sched_now_ns, task_comm
 from vmcore_tools.model import Confidence, Finding
-from vmcore_tools.wait_findings import rcu
+from vmcore_tools.wait_findings import rcu, view
 from vmcore_tools.wait_findings.causes import CACHE
 
 S = 1_000_000_000
@@ -121,11 +128,24 @@ def test_where_a_cpu_is_kept_that_is_the_cause(
     assert "rcu_sched" in evidence(found["VT311"])["victim_comms"]
 
 
-def test_the_cpu_that_panicked_keeps_none(
-    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("since_panic_s", "old_enough"), [(0, True), (8, True), (10, False)])
+def test_the_time_since_a_panic_does_not_count(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, since_panic_s: int, old_enough: bool
 ) -> None:
-    stall = Stall(cpus=(panic_cpu(demo_dump.target.prog) or 0,))
-    assert list(blamed(demo_dump, monkeypatch, stall)) == ["VT311"]
+    monkeypatch.setattr(view, "ns_since_panic", lambda *_: since_panic_s * S)
+    # That is for which the kernel reports it, 21 s, and by itself: nobody else waits.
+    found = blamed(demo_dump, monkeypatch, Stall(reader_pid=1))
+    assert ("VT316" in found) == old_enough
+    if old_enough:
+        assert evidence(found["VT316"])["grace_period_ns"] == (30 - since_panic_s) * S
+
+
+def test_a_crash_kernel_stops_the_clocks(shipped: ShippedDump) -> None:
+    prog = shipped.target.prog
+    now_ns = sched_now_ns(prog)
+    assert ns_since_panic(prog, now_ns) == 0
+    (panicked,) = [r for r in log_records(prog) if r.text.startswith(b"Kernel panic")]
+    assert ns_since_panic(prog, panicked.timestamp_ns + 300 * S) == 300 * S
 
 
 def test_a_kthread_that_does_nothing_waits_for_no_cpus(

@@ -10,6 +10,7 @@ from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.llist import llist_for_each
 from drgn.helpers.linux.percpu import per_cpu
 
+from vmcore_tools.kernel.printk import log_records
 from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.task import live_registers
 
@@ -18,6 +19,8 @@ _CALLS_MAX = 1 << 16
 #: Names that are given.
 _NAMES_MAX = 8
 _WAKEUP = "a wakeup"
+_PANIC = b"Kernel panic - not syncing: "
+_NS_PER_SECOND = 1_000_000_000
 
 _X86_EFLAGS_IF = 1 << 9  # arch/x86/include/uapi/asm/processor-flags.h
 _ARM64_PSR_I_BIT = 1 << 7  # arch/arm64/include/uapi/asm/ptrace.h
@@ -63,6 +66,27 @@ def panic_cpu(prog: Program) -> Optional[int]:
     except KeyError:
         return None
     return None if cpu < 0 else cpu  # PANIC_CPU_INVALID is -1
+
+
+def ns_since_panic(prog: Program, now_ns: int) -> int:
+    """
+    How long the clocks went on after a panic, though no task runs any more.
+
+    A crash kernel stops them at once; without one, the CPU that panicked waits
+    for ever, with its tick, until somebody dumps the machine.
+
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    :return: 0 if it is less than a second, or if there was no panic
+    :raises FaultError: if the log is not in the dump
+    :raises LookupError: without the log's debug info
+    """
+    if panic_cpu(prog) is None:
+        return 0
+    texts = [record for record in log_records(prog) if record.text.startswith(_PANIC)]
+    if not texts or texts[-1].facility:
+        return 0
+    since_ns = now_ns - texts[-1].timestamp_ns
+    return since_ns if since_ns >= _NS_PER_SECOND else 0
 
 
 def pending_calls(prog: Program, cpu: int) -> List[str]:

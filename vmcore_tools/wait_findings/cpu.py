@@ -124,6 +124,7 @@ class CpuMonopolised(Cause):
                 stalled_ns = pool_without_progress_ns(pool)
                 if pool_of not in waits or stalled_ns is None:
                     continue
+                stalled_ns -= self.view.since_panic_ns
                 woken = held_up_workers(pool)
                 # Did a worker have a work of it, the woken one may be woken since.
                 if woken and all(map(worker_is_idle, for_each_worker(pool))):

@@ -8,7 +8,7 @@ from typing import List, Optional, Tuple
 from drgn import FaultError
 from drgn.helpers import ValidationError
 
-from vmcore_tools.kernel.cpu_state import interrupts_off, panic_cpu
+from vmcore_tools.kernel.cpu_state import interrupts_off
 from vmcore_tools.kernel.rcu import (
     GracePeriod,
     for_each_rcu_state,
@@ -21,9 +21,18 @@ from vmcore_tools.kernel.run_queue import current_ran_ns
 from vmcore_tools.kernel.wait_graph import Edge, Root
 from vmcore_tools.kernel.wait_nodes import CPU, DRIVEN_BY, ON_CPU, ON_READER, RCU, TASK, Node
 from vmcore_tools.kernel.wait_rcu import add_rcu, grace_period_of, is_kthread_starving
-from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
+from vmcore_tools.model import (
+    Absent,
+    Confidence,
+    Evidence,
+    Finding,
+    Kind,
+    Maybe,
+    Rule,
+    Severity,
+)
 from vmcore_tools.wait_findings.cpu import cpu_evidence
-from vmcore_tools.wait_findings.view import Cause, maybe
+from vmcore_tools.wait_findings.view import Cause
 
 RCU_STALL = Rule(
     id="VT316",
@@ -49,6 +58,9 @@ grace period is reported by itself, as memory is not freed meanwhile.""",
 )
 
 
+_NOT_NOTED = "the kernel does not note it of expedited ones"
+
+
 class RcuStall(Cause):
     rules = (RCU_STALL,)
 
@@ -59,10 +71,10 @@ class RcuStall(Cause):
             for state in for_each_rcu_state(view.prog):
                 period = grace_period(state)
                 timeout_ns = stall_timeout_ns(view.prog) or view.threshold_ns
-                if period is None or not state.gp_kthread or (period.age_ns or 0) < timeout_ns:
+                if period is None or not state.gp_kthread or self._age_ns(period) < timeout_ns:
                     continue
                 key = view.chains.add_task(state.gp_kthread.read_())
-                view.waits.setdefault(key, period.age_ns or 0)
+                view.waits.setdefault(key, self._age_ns(period))
                 if not is_kthread_starving(state):
                     # It sleeps for a moment at a time, and may be on its way.
                     edge = Edge(key, add_rcu(view.chains, state), "waits for the end of")
@@ -91,12 +103,12 @@ class RcuStall(Cause):
             return None
         if period is None:
             return None
-        if period.age_ns is not None and period.age_ns < self.view.threshold_ns:
+        if period.age_ns is not None and self._age_ns(period) < self.view.threshold_ns:
             return None  # there were others since: it is not this one that they wait for
         evidence = [
             Evidence("rcu", Kind.TEXT, rcu_name(period.state)),
             Evidence("expedited", Kind.TEXT, period.expedited),
-            Evidence("grace_period_ns", Kind.DURATION, maybe(period.age_ns)),
+            Evidence("grace_period_ns", Kind.DURATION, self._maybe_age(period)),
             Evidence("kthread_inactive_ns", Kind.DURATION, kthread_inactive_ns(period.state)),
             Evidence("cpus", Kind.NUMBER, tuple(period.cpus)),
         ]
@@ -106,8 +118,6 @@ class RcuStall(Cause):
         unread: Tuple[str, ...] = ()
         culprit: List[str] = []
         if node.kind == CPU:
-            if node.cpu == panic_cpu(self.view.prog):
-                return None  # it was not stuck until then
             queue = self.view.queues[node.cpu]
             task = self.view.chains.add_task(queue.current)
             ran_ns = current_ran_ns(queue, self._window_ns(period, root), self.view.now_ns)
@@ -159,4 +169,11 @@ class RcuStall(Cause):
         )
 
     def _window_ns(self, period: GracePeriod, root: Root) -> int:
-        return period.age_ns or self.view.longest_ns(root.victims)
+        return self._age_ns(period) or self.view.longest_ns(root.victims)
+
+    def _age_ns(self, period: GracePeriod) -> int:
+        """The age of a grace period, as far as tasks ran in that time; 0 if it is not known."""
+        return max(0, (period.age_ns or 0) - self.view.since_panic_ns)
+
+    def _maybe_age(self, period: GracePeriod) -> Maybe[int]:
+        return Absent(_NOT_NOTED) if period.age_ns is None else self._age_ns(period)

@@ -20,6 +20,7 @@ from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cp
 from vmcore_tools.analysis import Context
 from vmcore_tools.frames import stack_of_trace
 from vmcore_tools.kernel.containers import Container, Containers
+from vmcore_tools.kernel.cpu_state import ns_since_panic
 from vmcore_tools.kernel.run_queue import RunQueue, run_queue, scheduling_policy, unlisted_tasks
 from vmcore_tools.kernel.stack_frames import TaskTrace, Unwinder
 from vmcore_tools.kernel.symbols import symbol_name
@@ -88,13 +89,17 @@ class WaitView:
     :ivar waits: the victims' keys, and how long they have waited: 0 if that is not known
     :ivar asleep: the keys of the tasks in uninterruptible sleep, the longest sleeper first
     :ivar in_fences: those of the tasks in interruptible sleep that wait for a device's fence
+    :ivar now_ns: the scheduler's time of the dump, or of a panic long before it
+    :ivar since_panic_ns: how long before, as other clocks went on
     :ivar threshold_ns: from when on somebody has waited too long
     """
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
         self.prog = ctx.prog
-        self.now_ns = sched_now_ns(ctx.prog)
+        now_ns = sched_now_ns(ctx.prog)
+        self.since_panic_ns = self._since_panic(now_ns)
+        self.now_ns = now_ns - self.since_panic_ns
         self.tasks = self._all_tasks()
         self.queues = self._run_queues()
         self.threshold_ns = self._threshold()
@@ -133,6 +138,13 @@ class WaitView:
         except (FaultError, LookupError, ValidationError) as error:
             self.ctx.coverage.gap("container", f"it was not found: {error}", address)
             return None
+
+    def _since_panic(self, now_ns: int) -> int:
+        try:
+            return ns_since_panic(self.prog, now_ns)
+        except (FaultError, LookupError) as error:
+            self.ctx.coverage.gap("time of the panic", f"the log cannot be read: {error}")
+            return 0
 
     def node(self, key: str) -> Node:
         return self.chains.nodes[key]

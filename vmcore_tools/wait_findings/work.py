@@ -75,7 +75,10 @@ class WorkStuck(Cause):
         work, subject = self._work_of(node)
         if subject is None:
             return None
-        if stalled_ns is not None and stalled_ns < self.view.threshold_ns:
+        if (
+            stalled_ns is not None
+            and stalled_ns - self.view.since_panic_ns < self.view.threshold_ns
+        ):
             return None  # it gets on with its works
         certain = stalled_ns is not None
         return Finding(
