@@ -11,8 +11,8 @@ khungtaskd named in the log is marked, and so is the oldest sleeper: often
 they are not the same.
 
 The sleeping time runs from when the task last left a CPU to the latest clock
-of any CPU, or to a panic long before that. What the task waits for is named from its stack; who keeps it waiting
-is wait-graph's answer, which is named here.
+of any CPU, or to a panic long before that. What the task waits for is named
+from its stack; who keeps it waiting is wait-graph's answer, which is named here.
 """
 
 from __future__ import annotations
