@@ -223,6 +223,16 @@ def test_containers_keep_their_operations(gpu: Gpu) -> None:
     assert held(result, "array") == [second]
 
 
+def test_a_modules_list_of_sections_is_no_gem_object(gpu: Gpu) -> None:
+    # Its address of .rodata can be that of the operations; a size comes before it.
+    gpu.machine.put(
+        "struct drm_gem_object",
+        gpu.free[512].pop(),
+        {REFCOUNT: 19, "resv": 0x100, "funcs": gpu.machine.variable("virtio_gpu_shmem_funcs")},
+    )
+    assert held(walk(gpu), "reservation") == []
+
+
 def test_slots_of_a_reservation_object_with_their_usage(gpu: Gpu) -> None:
     machine = gpu.machine
     fences = [gpu.fence(seqno, True, {}) for seqno in (11, 12, 13, 14)]
@@ -236,6 +246,8 @@ def test_slots_of_a_reservation_object_with_their_usage(gpu: Gpu) -> None:
         gem,
         {
             REFCOUNT: 1,
+            "size": 4096,
+            "size": 4096,
             "resv": resv,
             "_resv.fences": table,
             "funcs": machine.variable("virtio_gpu_shmem_funcs"),

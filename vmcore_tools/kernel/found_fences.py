@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,12 +82,17 @@ def _find(index: SlabIndex) -> FoundFences:
     if drivers:
         known[GEM_OF_DEVICE] = drivers
     found = find_embedded(index, kinds, known)
-    return FoundFences(fences(prog, _with_detached(prog, found)), _gems(prog, found))
+    return FoundFences(fences(prog, _with_detached(prog, found)), _gems(prog, found, drivers))
 
 
-def _gems(prog: Program, found: Dict[Any, Found]) -> Optional[Found]:
+def _gems(prog: Program, found: Dict[Any, Found], devices: Iterable[int]) -> Optional[Found]:
     """GEM objects by their operations, and the others by their device."""
     by_ops, by_device = found.get(GEM_OBJECT), found.get(GEM_OF_DEVICE)
+    if by_ops is not None and len(by_ops.address):
+        # A module's list of its sections can point to the operations, too.
+        dtype = field_dtype(prog.type("struct drm_gem_object"), {"dev": "dev"})
+        known = np.isin(as_structs(by_ops.structs, dtype)["dev"], sorted(devices))
+        by_ops = by_ops.chosen(known | plausible_gems(prog, by_ops.structs, by_ops.address))
     if by_device is None or not len(by_device.address):
         return by_ops if by_device is None or by_ops is not None else by_device
     wanted = plausible_gems(prog, by_device.structs, by_device.address)
