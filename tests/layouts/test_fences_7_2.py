@@ -247,7 +247,6 @@ def test_slots_of_a_reservation_object_with_their_usage(gpu: Gpu) -> None:
         {
             REFCOUNT: 1,
             "size": 4096,
-            "size": 4096,
             "resv": resv,
             "_resv.fences": table,
             "funcs": machine.variable("virtio_gpu_shmem_funcs"),
