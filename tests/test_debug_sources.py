@@ -323,6 +323,21 @@ def test_deb(dump: demo.DemoDump, tmp_path: Path, vmlinux: Path, module: Path, s
     assert_complete(opened(dump, vmlinux, path))
 
 
+def test_module_that_a_package_lacks_is_looked_for_once(
+    dump: demo.DemoDump, tmp_path: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "linux-image-dbg.deb"
+    path.write_bytes(deb("data.tar", tar({"a/other.ko": b"x"})))
+    passes = []
+    members = debug_packages.members
+    monkeypatch.setattr(
+        debug_packages, "members", lambda path: passes.append(path) or members(path)
+    )
+    for _ in range(2):
+        assert opened(dump, vmlinux, path).debug_info.modules_missing == ("vmlab",)
+    assert passes == [str(path)]
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_rpm(dump: demo.DemoDump, tmp_path: Path, vmlinux: Path, module: Path, suffix: str) -> None:
     path = tmp_path / "kernel-debuginfo.rpm"

@@ -231,18 +231,26 @@ class Package:
                 found.append(cached)
             elif build_id is not None:
                 missing[name] = build_id
+        index = _cache() / "files" / _identity(self.path) / "modules"
+        if index.exists():
+            # A module that no distribution has is not looked for in all of it each time.
+            there = set(index.read_text("utf-8").split("\n"))
+            missing = {name: missing[name] for name in missing if name in there}
         if not missing:
             return found
+        seen = set()
         with debug_packages.members(self.path) as members:
             for member in members:
-                name = module_name(member.name) or ""
-                if name in missing:
-                    path, _ = _kept(member, missing[name])
+                module = module_name(member.name) or ""
+                seen.add(module)
+                if module in missing:
+                    path, _ = _kept(member, missing[module])
                     if path is not None:
                         found.append(path)
-                        del missing[name]
+                        del missing[module]
                         if not missing:
-                            break
+                            return found
+            _write(io.BytesIO("\n".join(sorted(seen)).encode("utf-8", "replace")), index)
         return found
 
 
