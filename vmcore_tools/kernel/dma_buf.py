@@ -15,7 +15,6 @@ from typing import Iterator, List, Tuple
 import numpy as np
 import numpy.typing as npt
 from drgn import Object, Program, offsetof
-from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.kernel.files import (
     file_counts,
@@ -25,6 +24,7 @@ from vmcore_tools.kernel.files import (
     watch_words,
 )
 from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.slab import SlabIndex
 
 U64 = npt.NDArray[np.uint64]
@@ -221,14 +221,9 @@ def for_each_attachment(dma_buf: Object) -> Iterator[Object]:
     :return: Iterator of ``struct dma_buf_attachment *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    for number, attachment in enumerate(
-        validate_list_for_each_entry(
-            "struct dma_buf_attachment", dma_buf.attachments.address_of_(), "node"
-        )
-    ):
-        if number >= _ATTACHMENTS_MAX:
-            return
-        yield attachment
+    yield from for_each_entry(
+        "struct dma_buf_attachment", dma_buf.attachments.address_of_(), "node", _ATTACHMENTS_MAX
+    )
 
 
 def ages_ns(prog: Program, buffers: DmaBufs) -> npt.NDArray[np.int64]:

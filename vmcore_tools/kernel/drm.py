@@ -7,8 +7,9 @@ from typing import Iterator
 
 from drgn import Object, Program, cast
 from drgn.helpers.linux.idr import idr_for_each
-from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.xarray import xa_for_each
+
+from vmcore_tools.kernel.lists import for_each_entry
 
 #: Bounds that no machine reaches; a damaged list must end.
 _MINORS_MAX = 4096
@@ -57,12 +58,8 @@ def for_each_drm_file(device: Object) -> Iterator[Object]:
     :return: Iterator of ``struct drm_file *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    for number, file in enumerate(
-        validate_list_for_each_entry("struct drm_file", device.filelist.address_of_(), "lhead")
-    ):
-        if number >= _LIST_MAX:
-            return
-        yield file
+    files = device.filelist.address_of_()
+    yield from for_each_entry("struct drm_file", files, "lhead", _LIST_MAX)
 
 
 def for_each_internal_drm_file(device: Object) -> Iterator[Object]:
@@ -76,14 +73,8 @@ def for_each_internal_drm_file(device: Object) -> Iterator[Object]:
     # "drm: Begin an API for in-kernel clients" of v4.18.
     if not hasattr(device, "filelist_internal"):
         return
-    for number, file in enumerate(
-        validate_list_for_each_entry(
-            "struct drm_file", device.filelist_internal.address_of_(), "lhead"
-        )
-    ):
-        if number >= _LIST_MAX:
-            return
-        yield file
+    files = device.filelist_internal.address_of_()
+    yield from for_each_entry("struct drm_file", files, "lhead", _LIST_MAX)
 
 
 def driver_name(device: Object) -> str:
@@ -130,14 +121,8 @@ def for_each_framebuffer(device: Object) -> Iterator[Object]:
     # drm_mode_config_init() is for devices with a screen.
     if not device.mode_config.fb_list.next:
         return
-    for number, framebuffer in enumerate(
-        validate_list_for_each_entry(
-            "struct drm_framebuffer", device.mode_config.fb_list.address_of_(), "head"
-        )
-    ):
-        if number >= _LIST_MAX:
-            return
-        yield framebuffer
+    framebuffers = device.mode_config.fb_list.address_of_()
+    yield from for_each_entry("struct drm_framebuffer", framebuffers, "head", _LIST_MAX)
 
 
 def for_each_plane(device: Object) -> Iterator[Object]:
@@ -148,11 +133,5 @@ def for_each_plane(device: Object) -> Iterator[Object]:
     :return: Iterator of ``struct drm_plane *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    for number, plane in enumerate(
-        validate_list_for_each_entry(
-            "struct drm_plane", device.mode_config.plane_list.address_of_(), "head"
-        )
-    ):
-        if number >= _LIST_MAX:
-            return
-        yield plane
+    planes = device.mode_config.plane_list.address_of_()
+    yield from for_each_entry("struct drm_plane", planes, "head", _LIST_MAX)

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, offsetof, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
-from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.llist import llist_for_each
 from drgn.helpers.linux.percpu import per_cpu
+
+from vmcore_tools.kernel.lists import for_each_entry
 
 U64 = npt.NDArray[np.uint64]
 
@@ -182,8 +183,4 @@ def _list(head: Object) -> Iterator[Object]:
     """
     :param head: ``struct list_head``
     """
-    blocks = validate_list_for_each_entry("struct kvfree_rcu_bulk_data", head.address_of_(), "list")
-    for number, block in enumerate(blocks):
-        if number >= _LIST_MAX:
-            raise ValidationError("it has no end")
-        yield block
+    yield from for_each_entry("struct kvfree_rcu_bulk_data", head.address_of_(), "list", _LIST_MAX)

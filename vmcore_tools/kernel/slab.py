@@ -21,11 +21,11 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
-from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.kfence import KfencePool, kfence_pool
 from vmcore_tools.kernel.layout import field_dtype
+from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.slab_layout import (
     SlabCache,
@@ -202,13 +202,9 @@ class SlabIndex:
 
     def _read_caches(self) -> Tuple[SlabCache, ...]:
         caches = []
-        entries = validate_list_for_each_entry(
-            "struct kmem_cache", self.prog["slab_caches"].address_of_(), "list"
-        )
+        head = self.prog["slab_caches"].address_of_()
         try:
-            for number, cache in enumerate(entries):
-                if number >= _CACHES_MAX:
-                    raise ValidationError("list of slab caches has no end")
+            for cache in for_each_entry("struct kmem_cache", head, "list", _CACHES_MAX):
                 try:
                     caches.append(read_slab_cache(cache))
                 except (FaultError, ValidationError) as error:
@@ -217,10 +213,8 @@ class SlabIndex:
                         SlabProblem(cache.value_(), "", reason, SlabFault.CACHE_LIST)
                     )
         except (FaultError, ValidationError) as error:
-            head = self.prog["slab_caches"].address_
-            assert head is not None
-            reason = f"the list of slab caches breaks off: {error}"
-            self.problems.append(SlabProblem(head, "", reason, SlabFault.CACHE_LIST))
+            reason = f"the list of slab caches is damaged: {error}"
+            self.problems.append(SlabProblem(head.value_(), "", reason, SlabFault.CACHE_LIST))
         return tuple(caches)
 
     def _read_slabs(self) -> None:

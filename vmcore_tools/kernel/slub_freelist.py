@@ -92,6 +92,7 @@ def follow_freelists(
     words = data.view(np.uint64)
     slab = np.array([i for i, _ in heads], dtype=np.int64)
     pointer = np.array([head for _, head in heads], dtype=np.uint64)
+    several = len(np.unique(slab)) < len(slab)
     # Each step marks an object that was not marked, so this ends.
     while len(slab):
         sound = is_object(layout, pointer - first[slab])
@@ -102,6 +103,14 @@ def follow_freelists(
         seen = free[slab, number]
         for i in slab[seen].tolist():
             corrupt[i] = "its freelist runs in a circle"
+        if several:
+            # Two lists of a slab can come to the same object in the same step.
+            _, once = np.unique(slab * layout.count + number, return_index=True)
+            twice = np.ones(len(slab), dtype=bool)
+            twice[once] = False
+            for i in slab[twice & ~seen].tolist():
+                corrupt[i] = "an object is on two of its freelists"
+            seen |= twice
         slab, pointer, number = slab[~seen], pointer[~seen], number[~seen]
         free[slab, number] = True
         stored_at = layout.red_left_pad_bytes + number * layout.size_bytes + layout.offset

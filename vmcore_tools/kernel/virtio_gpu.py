@@ -8,9 +8,9 @@ from typing import Iterator, Optional, Sequence, Tuple
 
 from drgn import Object, Program, cast, container_of, sizeof
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_framebuffer, for_each_plane
+from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.typed_objects import Embedded
 from vmcore_tools.kernel.virtio_ring import buffers
 
@@ -159,14 +159,8 @@ def for_each_emitted_fence(device: Object) -> Iterator[Object]:
     :return: Iterator of ``struct virtio_gpu_fence *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    for number, fence in enumerate(
-        validate_list_for_each_entry(
-            "struct virtio_gpu_fence", device.fence_drv.fences.address_of_(), "node"
-        )
-    ):
-        if number >= _FENCES_MAX:
-            return
-        yield fence
+    fences = device.fence_drv.fences.address_of_()
+    yield from for_each_entry("struct virtio_gpu_fence", fences, "node", _FENCES_MAX)
 
 
 def for_each_update_fence(device: Object) -> Iterator[Object]:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from drgn import Object, container_of, sizeof
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.list import validate_list_for_each_entry
 
 from vmcore_tools.kernel.layout import field_dtype
+from vmcore_tools.kernel.lists import for_each_entry
 
 #: A ring has at most so many entries; its indices are of 16 bits.
 _SIZE_MAX = 32768
@@ -73,11 +73,8 @@ def for_each_virtqueue(device: Object) -> Iterator[Object]:
     :return: Iterator of ``struct virtqueue *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    entries = validate_list_for_each_entry("struct virtqueue", device.vqs.address_of_(), "list")
-    for number, queue in enumerate(entries):
-        if number >= _QUEUES_MAX:
-            return
-        yield queue
+    queues = device.vqs.address_of_()
+    yield from for_each_entry("struct virtqueue", queues, "list", _QUEUES_MAX)
 
 
 def ring_of(queue: Object) -> Object:

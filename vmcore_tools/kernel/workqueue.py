@@ -15,9 +15,10 @@ from typing import Iterator, Optional
 from drgn import NULL, FaultError, Object, Program, cast, container_of, offsetof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.idr import idr_find, idr_for_each_entry
-from drgn.helpers.linux.list import list_empty, validate_list_for_each_entry
+from drgn.helpers.linux.list import list_empty
 from drgn.helpers.linux.sched import task_on_cpu
 
+from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.symbols import symbol_address
 
 #: Bounds that no machine reaches; a damaged list must end.
@@ -70,7 +71,7 @@ def for_each_workqueue(prog: Program) -> Iterator[Object]:
     :return: Iterator of ``struct workqueue_struct *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    yield from _entries(
+    yield from for_each_entry(
         "struct workqueue_struct", prog["workqueues"].address_of_(), "list", _WORKQUEUES_MAX
     )
 
@@ -83,7 +84,7 @@ def for_each_pool_workqueue(workqueue: Object) -> Iterator[Object]:
     :return: Iterator of ``struct pool_workqueue *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    yield from _entries(
+    yield from for_each_entry(
         "struct pool_workqueue", workqueue.pwqs.address_of_(), "pwqs_node", _POOLS_MAX
     )
 
@@ -96,7 +97,7 @@ def for_each_worker(pool: Object) -> Iterator[Object]:
     :return: Iterator of ``struct worker *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    yield from _entries("struct worker", pool.workers.address_of_(), "node", _WORKERS_MAX)
+    yield from for_each_entry("struct worker", pool.workers.address_of_(), "node", _WORKERS_MAX)
 
 
 def for_each_pending_work(pool: Object) -> Iterator[Object]:
@@ -109,7 +110,9 @@ def for_each_pending_work(pool: Object) -> Iterator[Object]:
     :return: Iterator of ``struct work_struct *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    yield from _entries("struct work_struct", pool.worklist.address_of_(), "entry", _WORKS_MAX)
+    yield from for_each_entry(
+        "struct work_struct", pool.worklist.address_of_(), "entry", _WORKS_MAX
+    )
 
 
 def for_each_inactive_work(pwq: Object) -> Iterator[Object]:
@@ -120,7 +123,7 @@ def for_each_inactive_work(pwq: Object) -> Iterator[Object]:
     :return: Iterator of ``struct work_struct *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    yield from _entries(
+    yield from for_each_entry(
         "struct work_struct", inactive_works(pwq).address_of_(), "entry", _WORKS_MAX
     )
 
@@ -151,14 +154,9 @@ def for_each_scheduled_work(worker: Object) -> Iterator[Object]:
     :return: Iterator of ``struct work_struct *``
     :raises drgn.helpers.ValidationError: if the list is damaged
     """
-    yield from _entries("struct work_struct", worker.scheduled.address_of_(), "entry", _WORKS_MAX)
-
-
-def _entries(type_name: str, head: Object, member: str, limit: int) -> Iterator[Object]:
-    for number, entry in enumerate(validate_list_for_each_entry(type_name, head, member)):
-        if number >= limit:
-            return
-        yield entry
+    yield from for_each_entry(
+        "struct work_struct", worker.scheduled.address_of_(), "entry", _WORKS_MAX
+    )
 
 
 def worker_is_idle(worker: Object) -> bool:
@@ -210,7 +208,7 @@ def for_each_idle_task(prog: Program) -> Iterator[Object]:
     for pool in for_each_worker_pool(prog):
         if pool_is_bh(pool):
             continue  # its workers have no tasks
-        idle = _entries("struct worker", pool.idle_list.address_of_(), "entry", _WORKERS_MAX)
+        idle = for_each_entry("struct worker", pool.idle_list.address_of_(), "entry", _WORKERS_MAX)
         for worker in idle:
             has_works = worker.current_work or not list_empty(worker.scheduled.address_of_())
             # One that runs may be in an interrupt.
@@ -509,7 +507,9 @@ def flusher_of_completion(completion: Object) -> Object:
         for head in (workqueue.flusher_queue, workqueue.flusher_overflow):
             if list_empty(head.address_of_()):
                 continue
-            for flusher in _entries("struct wq_flusher", head.address_of_(), "list", _WORKS_MAX):
+            for flusher in for_each_entry(
+                "struct wq_flusher", head.address_of_(), "list", _WORKS_MAX
+            ):
                 if flusher.value_() == address:
                     return workqueue
     return NULL(prog, "struct workqueue_struct *")
