@@ -9,6 +9,7 @@ import numpy as np
 from drgn import Object
 from drgn.helpers.linux.idr import idr_for_each
 
+from drgn_scripts.gem_objects import ANALYSIS
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, minor_name
 from vmcore_tools.kernel.drm_clients import drm_clients
@@ -17,6 +18,7 @@ from vmcore_tools.kernel.gem_holders import gem_holders
 from vmcore_tools.kernel.id_slots import idr_slots
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.model import Status
+from vmcore_tools.runner import run
 
 
 def rows(shipped: ShippedDump, name: str) -> List[Any]:
@@ -96,3 +98,22 @@ def test_clients_and_their_processes(shipped: ShippedDump) -> None:
         assert client.process is not None and client.opener is not None
         assert client.process.tgid.value_() == client.opener_pid
         assert client.opener.comm.string_() == b"Xorg"
+
+
+def test_a_client_above_the_threshold_hoards(shipped: ShippedDump) -> None:
+    """The threshold is exact, and the default leaves thousands of buffers alone."""
+    (most,) = rows(shipped, "GemMemory")[:1]
+    for objects, expected in ((most.objects, 1), (most.objects + 1, 0)):
+        report = run(
+            shipped.target,
+            [ANALYSIS],
+            {ANALYSIS.name: {"hoard_objects": objects}},
+            limit=1,
+            progress=lambda items, _what, _total: items,
+        )
+        found = [finding for finding in report.findings if finding.rule.id == "VT411"]
+        assert len(found) == expected
+        for finding in found:
+            evidence = {item.name: item.value for item in finding.evidence}
+            assert (evidence["pid"], evidence["objects"]) == (most.pid, most.objects)
+            assert evidence["size_bytes"] == most.size_bytes
