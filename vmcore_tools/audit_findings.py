@@ -72,6 +72,9 @@ class Proof:
         elif result.registers_unread:
             message = "; the registers of {registers_unread} CPUs are not in the dump."
             unread = ("registers of CPUs",)
+        elif result.areas_lost:
+            message = "; the list of vmalloc areas, where stacks are, is damaged."
+            unread = ("vmalloc areas that were not found",)
         elif result.changing:
             message = "; the target went on while it was read."
             unread = ("what changed meanwhile",)

@@ -168,6 +168,8 @@ class Audit:
         and that could hold a pointer
     :ivar registers_unread: CPUs whose registers are not in the dump
     :ivar changing: the target is live: it went on while it was read
+    :ivar areas_lost: the list of vmalloc areas is damaged: a task's stack may not
+        have been recognised
     """
 
     holders: Dict[str, Counts]
@@ -180,16 +182,17 @@ class Audit:
     pages_unread: int
     registers_unread: int
     changing: bool
+    areas_lost: bool = False
 
     @property
     def can_prove(self) -> bool:
         """Whether all that could refute a leak was read, at one moment."""
-        return not (self.pages_unread or self.registers_unread or self.changing)
+        return not (self.pages_unread or self.registers_unread or self.changing or self.areas_lost)
 
     @property
     def can_prove_dangling(self) -> bool:
         """Whether a task that is just dropping a reference would have been seen."""
-        return not (self.registers_unread or self.changing)
+        return not (self.registers_unread or self.changing or self.areas_lost)
 
 
 def count_by_address(addresses: U64, sorted_targets: U64) -> Counts:
@@ -285,6 +288,7 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
         found.pages_unread,
         found.registers_unread,
         changing,
+        virtual_map(index.prog, index.memory.page_map.page_size_bytes).broken is not None,
     )
 
 

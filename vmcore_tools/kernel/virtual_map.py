@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from typing import Iterator, List, Optional, Set, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, sizeof
+from drgn import FaultError, Object, ObjectAbsentError, Program, sizeof
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
-from drgn.helpers.linux.mm import follow_phys, for_each_vmap_area, page_to_pfn
+from drgn.helpers.linux.mm import follow_phys, page_to_pfn
+
+from vmcore_tools.kernel.lists import for_each_entry
 
 _CACHE_KEY = "vmcore_tools.kernel.virtual_map"
 _AREAS_MAX = 10_000_000
+#: More lists than vmap_init_nodes() makes.
+_NODES_MAX = 1 << 16
 #: Pages of areas that have no array of their pages, which are walked one by one.
 _WALKED_PAGES_MAX = 200_000
 # include/linux/vmalloc.h; a macro. Device memory is no RAM.
@@ -178,18 +183,12 @@ class VirtualMap:
         self._addresses = np.concatenate(addresses)[order]
 
     def _vmap_areas(self) -> Iterator[Object]:
-        """The kernel's list of areas, as far as it goes."""
-        seen: Set[int] = set()
-        try:
-            for vmap_area in for_each_vmap_area(self._prog):
-                address = vmap_area.value_()
-                if address in seen or len(seen) >= _AREAS_MAX:
-                    self.broken = f"it comes back to 0x{address:x}"
-                    return
-                seen.add(address)
-                yield vmap_area
-        except FaultError as error:
-            self.broken = str(error)
+        """The kernel's lists of areas, as far as they go."""
+        for head in _vmap_area_lists(self._prog):
+            try:
+                yield from for_each_entry("struct vmap_area", head, "list", _AREAS_MAX)
+            except (FaultError, ValidationError) as error:
+                self.broken = str(error)
 
     def _pfns_of_pages(self, pages: Object, count: int) -> npt.NDArray[np.int64]:
         if not count:
@@ -263,3 +262,25 @@ def virtual_map(prog: Program, page_size_bytes: int) -> VirtualMap:
         prog.cache[_CACHE_KEY] = VirtualMap(prog, page_size_bytes)
     found: VirtualMap = prog.cache[_CACHE_KEY]
     return found
+
+
+def _vmap_area_lists(prog: Program) -> Iterator[Object]:
+    """
+    The heads of the lists of vmalloc areas: ``struct list_head *``.
+
+    d093602919ad ("mm: vmalloc: remove global vmap_area_root rb-tree") in v6.9 has
+    several. On a kernel for one CPU GCC leaves out where these variables are.
+    """
+    try:
+        nodes = prog["vmap_nodes"].read_()
+    except KeyError:
+        yield prog["vmap_area_list"].address_of_()
+        return
+    except ObjectAbsentError:
+        nodes = prog.variable("single", "mm/vmalloc.c").address_of_()
+    try:
+        count = prog["nr_vmap_nodes"].value_()
+    except ObjectAbsentError:
+        count = 1
+    for number in range(min(count, _NODES_MAX)):
+        yield nodes[number].busy.head.address_of_()

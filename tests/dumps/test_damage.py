@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Damage that random changes of the shipped dumps have shown to matter.
+
+Each costs what depends on it, and says so; the planted leak is found whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Dict, Iterator, Tuple
+
+import pytest
+from drgn import Object
+from drgn.helpers.linux.percpu import per_cpu
+
+from fixtures.mutations.copy import Copy
+from tests.dumps.conftest import ShippedDump
+from vmcore_tools import runner, target
+from vmcore_tools.kernel.resource import for_each_resource
+from vmcore_tools.kernel.slab import SlabFault, slab_index
+from vmcore_tools.model import AnalysisResult, Status
+from vmcore_tools.target import Target
+
+WORD = 8
+ALL_ONES = (1 << 64) - 1
+
+
+@pytest.fixture(scope="module")
+def copy(demo_dump: ShippedDump, tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    files = demo_dump.files
+    return Copy(files.vmcore, files.symbols, tmp_path_factory.mktemp("copy"))
+
+
+@contextlib.contextmanager
+def damaged(copy: Copy, member: Object, value: int) -> Iterator[Target]:
+    """The dump with another value in a word."""
+    address = member.address_
+    assert address is not None
+    offset = copy.offset(address, WORD)
+    assert offset is not None
+    try:
+        copy.write(offset, value.to_bytes(WORD, "little"))
+        yield fresh(copy)
+    finally:
+        copy.restore()
+
+
+def fresh(copy: Copy) -> Target:
+    """The copy, with nothing known of what was in it before."""
+    for key in [key for key in copy.prog.cache if str(key).startswith("vmcore_tools.")]:
+        del copy.prog.cache[key]
+    return target.from_program(copy.prog)
+
+
+def run(opened: Target, name: str) -> AnalysisResult:
+    analyses = [analysis for analysis in runner.find_analyses() if analysis.name == name]
+    report = runner.run(opened, analyses, {}, limit=10, progress=lambda items, _what, _total: items)
+    (result,) = report.analyses
+    return result
+
+
+def leaked(result: AnalysisResult) -> Tuple[str, int]:
+    """How sure the leak is, and of how many references."""
+    (finding,) = [finding for finding in result.findings if finding.rule.id == "VT201"]
+    evidence: Dict[str, Any] = {item.name: item.value for item in finding.evidence}
+    return finding.confidence.name, evidence["references_leaked"]
+
+
+def gaps(result: AnalysisResult) -> Dict[str, str]:
+    return {gap.what: gap.reason for gap in result.gaps if gap.material}
+
+
+@pytest.mark.parametrize("member", ["next", "prev"])
+@pytest.mark.parametrize("value", [0, ALL_ONES])
+def test_a_damaged_list_of_slab_caches_hides_none(
+    copy: Copy, demo_dump: ShippedDump, member: str, value: int
+) -> None:
+    index = slab_index(demo_dump.target.prog, demo_dump.target.memory)
+    names = [cache.name for cache in index.caches]
+    victim = Object(copy.prog, "struct kmem_cache *", index.caches[9].cache.value_())
+    with damaged(copy, victim.list.member_(member), value) as opened:
+        found = slab_index(opened.prog, opened.memory)
+        assert sorted(cache.name for cache in found.caches) == sorted(names)
+        assert [problem.fault for problem in found.problems] == [SlabFault.CACHE_LIST]
+        assert len(found.pfn) == len(index.pfn)
+        assert run(opened, "slabs").status is Status.PARTIAL
+        expected = demo_dump.truth["leak"]["references_leaked"]
+        assert leaked(run(opened, "dma-fences"))[1] == expected
+
+
+@pytest.mark.parametrize("member", ["offset", "size", "object_size"])
+def test_a_cache_that_cannot_be_costs_its_own_slabs_alone(
+    copy: Copy, demo_dump: ShippedDump, member: str
+) -> None:
+    index = slab_index(demo_dump.target.prog, demo_dump.target.memory)
+    (cache,) = [cache for cache in index.caches if cache.name == "dentry"]
+    victim = Object(copy.prog, "struct kmem_cache *", cache.cache.value_())
+    with damaged(copy, victim.member_(member), 0x27E729F4) as opened:
+        found = slab_index(opened.prog, opened.memory)
+        assert {c.name for c in index.caches} - {c.name for c in found.caches} == {"dentry"}
+        # Nobody says of its slabs that their pointers to it are wrong.
+        assert {problem.fault for problem in found.problems} == {
+            SlabFault.CACHE_LIST,
+            SlabFault.UNREAD,
+        }
+        slabs = run(opened, "slabs")
+        assert slabs.status is Status.PARTIAL
+        assert not slabs.findings
+        assert leaked(run(opened, "dma-fences"))[1] == demo_dump.truth["leak"]["references_leaked"]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_broken_list_of_vmalloc_areas_is_said(
+    copy: Copy, demo_dump: ShippedDump, both: bool
+) -> None:
+    head, wrong = copy.prog["vmap_area_list"], 0xFFFFA99480150A28
+    expected = demo_dump.truth["leak"]["references_leaked"]
+    with damaged(copy, head.next, wrong) as opened:
+        if both:
+            offset = copy.offset(head.prev.address_, WORD)
+            assert offset is not None
+            copy.write(offset, wrong.to_bytes(WORD, "little"))
+        result = run(opened, "dma-fences")
+    assert result.status is Status.PARTIAL
+    assert "list of vmalloc areas" in gaps(result)
+    confidence, references = leaked(result)
+    assert confidence == "LIKELY"
+    if not both:
+        # The areas are found from the list's other end.
+        assert references == expected
+
+
+def test_ram_that_no_machine_has_is_not_walked(copy: Copy, demo_dump: ShippedDump) -> None:
+    resources = for_each_resource(copy.prog["iomem_resource"].address_of_())
+    ram = [r for r in resources if r.name.string_().startswith(b"System RAM")][-1]
+    expected = demo_dump.truth["leak"]["references_leaked"]
+    for end in (ALL_ONES >> 1, (1 << 51) - 1):
+        with damaged(copy, ram.end, end) as opened:
+            assert run(opened, "memory").status is not Status.FAILED
+            # Whether that memory had a pointer nobody knows.
+            fences = run(opened, "dma-fences")
+            assert leaked(fences) == ("LIKELY", expected)
+            assert "kernel page" in gaps(fences)
+
+
+def test_a_list_of_kfree_rcu_at_the_end_of_memory(copy: Copy, demo_dump: ShippedDump) -> None:
+    krc = per_cpu(copy.prog["krc"], 0)
+    with damaged(copy, krc.krw_arr[0].bkvhead_free[1], ALL_ONES) as opened:
+        result = run(opened, "dma-fences")
+    assert result.status is Status.PARTIAL
+    assert "list of kfree_rcu()" in gaps(result)
+    assert leaked(result)[1] == demo_dump.truth["leak"]["references_leaked"]
+
+
+@pytest.mark.parametrize("name", ["hung-tasks", "wait-graph", "run-queues"])
+def test_without_any_cpu_nothing_is_known_of_time(copy: Copy, name: str) -> None:
+    with damaged(copy, copy.prog["__cpu_possible_mask"].bits[0], 0) as opened:
+        result = run(opened, name)
+    assert result.status is Status.PARTIAL
+    assert not result.findings
+
+
+def test_a_damaged_list_of_workers_hides_no_cause(copy: Copy, demo_dump: ShippedDump) -> None:
+    rules = {finding.rule.id for finding in run(fresh(copy), "wait-graph").findings}
+    assert "VT311" in rules
+    pool = per_cpu(copy.prog["cpu_worker_pools"], 0)[0]
+    with damaged(copy, pool.workers.next, 0) as opened:
+        result = run(opened, "wait-graph")
+    assert {finding.rule.id for finding in result.findings} == rules
