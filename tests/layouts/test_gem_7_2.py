@@ -198,6 +198,9 @@ def test_what_an_array_left_behind(gpu: Gpu) -> None:
     assert not is_left_over(prog, array, 64, offset)
     assert is_left_over(prog, other, 64, offset)
     assert not is_left_over(prog, other, 64, offset - 8)
+    # list_del() of the worker that dropped it.
+    gpu.machine.put(ARRAY, array, {"next.prev": 0xDEAD000000000122})
+    assert is_left_over(prog, array, 64, offset)
     # Somebody else's array of objects, in a larger cache.
     assert not is_left_over(prog, other, 512, offset)
 

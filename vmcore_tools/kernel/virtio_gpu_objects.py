@@ -34,6 +34,8 @@ _OBJECTS_MAX = 1 << 20
 _ARRAYS_MAX = 1_000_000
 #: ``ARCH_KMALLOC_MINALIGN`` of arm64 up to v6.4: no cache of kmalloc() has smaller objects.
 _KMALLOC_MIN_BYTES = 128
+#: ``POISON_POINTER_DELTA``: the high bits of what list_del() leaves behind.
+_LIST_POISON = 0xDEAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +154,13 @@ def is_left_over(prog: Program, container: int, size_bytes: int, offset: int) ->
         array = Object(prog, type_, address=container)
         first = offsetof(type_, "objs")
         count, total = array.nents.value_(), array.total.value_()
+        dropped = array.next.prev.value_() >> 48 == _LIST_POISON
     except (LookupError, FaultError):
         return False
     # A larger one would be in another cache.
     if offset != first or size_bytes > max(2 * first, _KMALLOC_MIN_BYTES):
         return False
-    return not (0 < count <= total and first + 8 * total <= size_bytes)
+    return dropped or not (0 < count <= total and first + 8 * total <= size_bytes)
 
 
 def _held(prog: Program, arrays: Dict[int, int]) -> HeldGems:
