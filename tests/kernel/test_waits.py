@@ -297,6 +297,31 @@ def test_the_innermost_wait_is_the_one(machine: Machine) -> None:
     assert found(find(task, (owner, task))) == ("mutex", lock, True)
 
 
+# A timer alone.
+
+
+@pytest.mark.parametrize(
+    ("release", "config", "armed"),
+    [
+        ("5.10.262", (), "timer.state"),
+        ("7.2.13", ("FIRST_WAITER",), "timer.is_queued"),
+    ],
+)
+def test_a_timer_that_will_wake_the_task(
+    tmp_path: Path, release: str, config: Tuple[str, ...], armed: str
+) -> None:
+    machine = Machine("waits.c", tmp_path, release, config=config)
+    task = Task(machine)
+    wakeup = machine.prog.symbol("hrtimer_wakeup").address
+    sleeper = task.sp + 128
+    members = {"task": task.address, "timer.function": wakeup}
+    machine.put("struct hrtimer_sleeper", sleeper, {**members, armed: 1})
+    assert found(find(task, [task])) == ("timer", sleeper, True)
+    machine.put("struct hrtimer_sleeper", sleeper, {armed: 0})
+    assert find(task, [task]) is None
+    machine.close()
+
+
 # v7.2: no head in the list of waiters.
 
 

@@ -174,3 +174,26 @@ void dma_fence_default_wait_cb(struct dma_fence *fence, struct dma_fence_cb *cb)
 void radeon_fence_wait_cb(struct dma_fence *fence, struct dma_fence_cb *cb)
 {
 }
+
+/* include/linux/hrtimer.h, hrtimer_types.h */
+
+struct hrtimer {
+	s64 _softexpires;
+	int (*function)(struct hrtimer *timer);
+#ifdef FIRST_WAITER
+	bool is_queued;
+#else
+	u8 state;
+#endif
+};
+
+struct hrtimer_sleeper {
+	struct hrtimer timer;
+	struct task_struct *task;
+};
+struct hrtimer_sleeper keep_hrtimer_sleeper;
+
+int hrtimer_wakeup(struct hrtimer *timer)
+{
+	return 0;
+}

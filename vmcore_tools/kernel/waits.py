@@ -503,7 +503,7 @@ class WaitFinder:
                         function = sleeper.timer.function.value_()
                         wakes = function == symbol_address(self._prog, "process_timeout")
                     else:
-                        pending = bool(sleeper.timer.state.value_())
+                        pending = _is_armed(sleeper.timer)
                         function = sleeper.timer.function.value_()
                         wakes = function == symbol_address(self._prog, "hrtimer_wakeup")
                 except FaultError:
@@ -511,6 +511,17 @@ class WaitFinder:
                 if pending and wakes:
                     return Wait("timer", sleeper, "a timer that wakes it is pending")
         return None
+
+
+def _is_armed(timer: Object) -> bool:
+    """
+    ``hrtimer_is_queued()``.
+
+    :param timer: ``struct hrtimer``
+    """
+    # 22f011be7aaa ("hrtimer: Convert state and properties to boolean") in v7.1.
+    queued = timer.is_queued if hasattr(timer, "is_queued") else timer.state
+    return bool(queued.value_())
 
 
 def _page_flag(prog: Program, number: int) -> str:
