@@ -20,6 +20,8 @@ from drgn import Program, SymbolKind, TypeKind, offsetof, sizeof
 from vmcore_tools.kernel.slab import SlabBatch, SlabIndex
 
 _CACHE_KEY = "vmcore_tools.kernel.typed_objects.tables"
+#: Of a word, what tells most others from it.
+_LOW_BITS = 0xFFFF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,15 +146,19 @@ def find_embedded(
     tables = {**{kind: variables[kind.ops_type_name] for kind in kinds}, **known}
     searches = [_Search.of(prog, kind, table) for kind, table in tables.items()]
     all_ops = np.array(sorted({a for t in tables.values() for a in t}), dtype=np.uint64)
+    # They are all over the address space: most other words differ in the low bits.
+    may_be_ops = np.zeros(_LOW_BITS + 1, dtype=bool)
+    may_be_ops[_low_bits(all_ops)] = True
     parts: Dict[Embedded, List[Found]] = {kind: [] for kind in tables}
     if len(all_ops):
         smallest = min(search.size for search in searches)
         large_enough = np.array([c.object_size_bytes >= smallest for c in index.caches], dtype=bool)
         for batch in index.batches(np.flatnonzero(large_enough[index.cache])):
             words = batch.data.view(np.uint64)
-            slab, word = np.nonzero((words >= all_ops[0]) & (words <= all_ops[-1]))
+            slab, word = np.nonzero(may_be_ops[_low_bits(words)])
             values = words[slab, word]
-            is_ops = np.isin(values, all_ops)
+            at = np.minimum(np.searchsorted(all_ops, values), len(all_ops) - 1)
+            is_ops = all_ops[at] == values
             if not is_ops.any():
                 continue
             for search in searches:
@@ -160,6 +166,11 @@ def find_embedded(
                     search.in_batch(index, batch, slab[is_ops], word[is_ops], values[is_ops])
                 )
     return {search.kind: search.joined(parts[search.kind]) for search in searches}
+
+
+def _low_bits(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Those above the three that are 0 in pointers to words."""
+    return (addresses >> np.uint64(3)) & np.uint64(_LOW_BITS)
 
 
 @dataclasses.dataclass(frozen=True)
