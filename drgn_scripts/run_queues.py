@@ -105,7 +105,9 @@ def _rows(queue: RunQueue, now_ns: int) -> Iterator[Any]:
             comm=task_comm(task),
             policy=scheduling_policy(task),
             rt_priority=int(task.rt_priority.value_()),
-            wait_ns=unknown if waiting.wait_ns is None else waiting.wait_ns,
+            wait_ns=Absent("the kernel did not note it")
+            if waiting.wait_ns is None
+            else waiting.wait_ns,
             since_run_ns=Absent("it has never run") if since_ns is None else since_ns,
             throttled=number >= len(queue.queued),
             task=int(task.value_()),

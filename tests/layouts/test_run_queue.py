@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Queued tasks of all classes: those with deadlines are in a tree, with the fair server."""
+"""
+Queued tasks of all classes: those with deadlines are in a tree, with the fair server.
+
+Those that other CPUs woke are on a list first.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Tuple
 
 import pytest
 from drgn import Object, offsetof
 from drgn.helpers import ValidationError
 
 from tests.layouts.machine import Machine
-from vmcore_tools.kernel.run_queue import for_each_queued_task
+from vmcore_tools.kernel.run_queue import for_each_queued_task, run_queue
+from vmcore_tools.kernel.task import is_queued, is_uninterruptible
 
 
 class Queue:
@@ -91,3 +96,59 @@ def test_a_tree_that_is_damaged_ends(queue: Queue) -> None:
 def test_a_tree_is_not_looked_at_where_none_is_queued(queue: Queue) -> None:
     queue.put(dl__root__rb_root__rb_node=0x1234)
     assert queue.pids == []
+
+
+TASK_WAKING, TASK_UNINTERRUPTIBLE = 0x200, 2
+CSD_TYPE_TTWU, CSD_TYPE_SYNC, CSD_FLAG_LOCK = 0x30, 0x10, 1
+
+
+@pytest.mark.parametrize(
+    ("release", "config"), [("4.19.0", ("WAKE_LIST",)), ("6.12.30", ())], ids=["4.19", "6.12"]
+)
+def test_who_was_woken_waits_for_the_cpu_though_it_is_not_queued(
+    tmp_path: Path, release: str, config: Tuple[str, ...]
+) -> None:
+    machine = Machine("run_queue.c", tmp_path, release, config=config)
+    queue = Queue(machine)
+    fair(queue, 9)
+    type_ = machine.prog.type("struct task_struct")
+    tasks = [queue.task(pid) for pid in (1, 2)]
+    nodes = [task + offsetof(type_, "wake_entry") for task in tasks]
+    head = (
+        queue.at("wake_list")
+        if config
+        else machine.per_cpu(machine.variable("call_single_queue"), 0)
+    )
+    for task in tasks:
+        machine.put("struct task_struct", task, {"__state": TASK_WAKING})
+        if not config:
+            machine.put("struct task_struct", task, {"wake_entry.u_flags": CSD_TYPE_TTWU})
+    machine.words(head, [nodes[0]])
+    machine.words(nodes[0], [nodes[1]])
+    if not config:
+        # Between the two a call of a function.
+        call = {"node.llist": nodes[1], "node.u_flags": CSD_TYPE_SYNC | CSD_FLAG_LOCK}
+        machine.words(nodes[0], [machine.new("struct __call_single_data", call)])
+    queued = run_queue(machine.prog, 0, True, 1000).queued
+    assert [each.task.pid.value_() for each in queued] == [9, 1, 2]
+    assert [each.wait_ns for each in queued[1:]] == [None, None]
+    assert all(is_queued(each.task) for each in queued[1:])
+    machine.put("struct task_struct", tasks[0], {"__state": TASK_UNINTERRUPTIBLE})
+    assert not is_queued(queued[1].task)
+    machine.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (TASK_UNINTERRUPTIBLE, True),
+        (TASK_UNINTERRUPTIBLE | 0x400, False),  # TASK_NOLOAD
+        (0x1000, True),  # TASK_RTLOCK_WAIT: a spinlock's waiter with PREEMPT_RT
+        (TASK_WAKING, False),
+        (0x2001, False),  # TASK_INTERRUPTIBLE | TASK_FREEZABLE
+    ],
+)
+def test_who_sleeps_so_that_no_signal_ends_it(queue: Queue, state: int, expected: bool) -> None:
+    task = Object(queue.machine.prog, "struct task_struct *", value=queue.task(1))
+    queue.machine.put("struct task_struct", task.value_(), {"__state": state})
+    assert is_uninterruptible(task) is expected

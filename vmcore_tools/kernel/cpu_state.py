@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import Iterator, List, Optional
 
-from drgn import Object, Program, cast
+from drgn import Object, Program, cast, container_of
 from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.llist import llist_for_each
 from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.sched import cpu_rq
 
 from vmcore_tools.kernel.printk import log_records
 from vmcore_tools.kernel.symbols import symbol_name
@@ -111,6 +112,30 @@ def pending_calls(prog: Program, cpu: int) -> List[str]:
         call = cast("struct __call_single_data *", node)
         names.append(_WAKEUP if _is_wakeup(node) else symbol_name(prog, call.func.value_()) or "?")
     return names
+
+
+def for_each_pending_wakeup(prog: Program, cpu: int) -> Iterator[Object]:
+    """
+    Iterate over the tasks that other CPUs woke and a CPU has not yet queued.
+
+    Mirrors ``sched_ttwu_pending()``.
+
+    :return: Iterator of ``struct task_struct *``
+    """
+    rq = cpu_rq(prog, cpu)
+    # a148866489fb ("sched: Replace rq::wake_list") in v5.8.
+    before = hasattr(rq, "wake_list")
+    try:
+        first = rq.wake_list.first if before else per_cpu(prog["call_single_queue"], cpu).first
+    except KeyError:
+        return  # a kernel for one CPU
+    for number, node in enumerate(llist_for_each(first)):
+        if number >= _CALLS_MAX:
+            return
+        if before:
+            yield container_of(node, "struct task_struct", "wake_entry")
+        elif _is_wakeup(node):
+            yield container_of(node, "struct task_struct", "wake_entry.llist")
 
 
 def _is_wakeup(node: Object) -> bool:

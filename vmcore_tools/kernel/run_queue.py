@@ -14,6 +14,8 @@ from drgn.helpers.linux.percpu import per_cpu
 from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, rq_for_each_fair_task
 
+from vmcore_tools.kernel.cpu_state import for_each_pending_wakeup
+
 #: A bound that no machine reaches; a damaged list must end.
 _TASKS_MAX = 4 << 20
 
@@ -47,7 +49,8 @@ class QueuedTask:
     A task that can run and does not.
 
     :ivar task: ``struct task_struct *``
-    :ivar wait_ns: how long it has been queued; None without CONFIG_SCHED_INFO
+    :ivar wait_ns: how long it has been queued; None without CONFIG_SCHED_INFO, and if it
+        was woken and its CPU has not queued it
     :ivar since_run_ns: how long ago it last ran: it has waited no longer;
         None if it has no time of its last run
     """
@@ -67,7 +70,7 @@ class RunQueue:
     :ivar current_ns: how long that has run without a break; None without
         CONFIG_SCHED_INFO for tasks that are not of the fair class, and for the idle task
     :ivar queued: deadline tasks first, then real-time ones by priority, then those of the
-        fair class
+        fair class, and last those that it has only to take from a list of woken ones
     :ivar throttled: tasks on its lists that do not wait for the CPU: their
         cgroup has used up its quota
     """
@@ -125,6 +128,9 @@ def run_queue(prog: Program, cpu: int, online: bool, now_ns: int) -> RunQueue:
         if task != current:
             found = QueuedTask(task, queued_ns(task, now_ns), since_run_ns(task, rq, now_ns))
             (throttled if is_throttled(task) else queued).append(found)
+    for task in for_each_pending_wakeup(prog, cpu):
+        # When it was woken is not noted.
+        queued.append(QueuedTask(task, None, since_run_ns(task, rq, now_ns)))
     runs_ns = _current_ns(current, rq, now_ns)
     return RunQueue(cpu, online, rq, current, runs_ns, tuple(queued), tuple(throttled))
 

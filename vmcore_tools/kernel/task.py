@@ -15,10 +15,13 @@ from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, task_cpu, task_on_cpu
 
 # include/linux/sched.h. These are macros, which debug info does not have;
-# the values have been the same since v4.14, when TASK_NOLOAD got 0x400.
+# the values have been the same since v4.14, when TASK_NOLOAD got 0x400, and
+# no kernel before v5.15 had a state 0x1000.
 TASK_UNINTERRUPTIBLE = 0x0002
 TASK_WAKEKILL = 0x0100
+TASK_WAKING = 0x0200
 TASK_NOLOAD = 0x0400
+TASK_RTLOCK_WAIT = 0x1000
 
 #: ``pid_max`` cannot be set higher (PID_MAX_LIMIT).
 _TASKS_MAX = 4 << 20
@@ -45,11 +48,15 @@ def is_uninterruptible(task: Object) -> bool:
 
     Sleepers that a fatal signal may wake (TASK_KILLABLE) are included;
     khungtaskd of 5.10 looks at exactly TASK_UNINTERRUPTIBLE and ignores them.
+    So are those that wait for a spinlock with PREEMPT_RT, whom nothing else
+    wakes; no khungtaskd looks at them.
 
     :param task: ``struct task_struct *``
     """
     state = task_state(task)
-    return bool(state & TASK_UNINTERRUPTIBLE) and not state & TASK_NOLOAD
+    # "sched/wakeup: Introduce the TASK_RTLOCK_WAIT state bit" in v5.15.
+    uninterruptible = state & (TASK_UNINTERRUPTIBLE | TASK_RTLOCK_WAIT)
+    return bool(uninterruptible) and not state & TASK_NOLOAD
 
 
 def is_killable(task: Object) -> bool:
@@ -65,9 +72,12 @@ def is_queued(task: Object) -> bool:
     """
     Whether a task is on a run queue or a CPU: it can run, whatever its state says.
 
+    So can one that was woken, and is still on the list of its CPU, which has
+    to take it from there with an interrupt (``ttwu_queue_wakelist()``).
+
     :param task: ``struct task_struct *``
     """
-    if task_on_cpu(task):
+    if task_on_cpu(task) or task_state(task) & TASK_WAKING:
         return True
     # From v6.12 on a task that went to sleep can stay queued for a while.
     delayed = hasattr(task.se, "sched_delayed") and task.se.sched_delayed.value_()
