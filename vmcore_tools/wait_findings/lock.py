@@ -21,7 +21,9 @@ HOLDER_ASLEEP = Rule(
     page="""\
 The holder is the task that the lock itself names. What it sleeps in is given
 where the kernel's lists show it; nobody is known who would end it. It may also
-be kept off the CPU by its cgroup's quota. For an rwsem that readers have, the
+be kept off the CPU by its cgroup's quota. One that has not slept for as long as
+is too long, or sleeps until a timer wakes it, may have taken the lock a moment ago,
+after others that had it: it is `likely` then. For an rwsem that readers have, the
 lock names only the last one, who may have let go: then it is `suspected`, and
 `readers` is how many have it. A last reader that waits for the lock again, or
 sleeps where any signal would wake it, is not taken for a holder.""",
@@ -49,9 +51,12 @@ class HolderAsleep(Cause):
             readers = rwsem_readers(lock.object)
         if readers is not None:
             has += ", which {readers} readers have,"
+        confidence, unread = self.view.verdict(
+            node, edges, "whether it has had the lock for all that time"
+        )
         return Finding(
             rule=HOLDER_ASLEEP,
-            confidence=self.view.confidence(edges),
+            confidence=confidence,
             message=(
                 f"{has} and {{doing}}; {{victims}} tasks wait behind it, first of them {{victim}} "
                 "({victim_pid}) for {wait_ns}."
@@ -67,6 +72,6 @@ class HolderAsleep(Cause):
             signature_key=("lock-holder-asleep", lock.name, *self.view.callers([node.key])),
             related=(self.view.ref(lock), *self.view.related(root)),
             stacks=self.view.stack_ids([node.key, *root.victims]),
-            unread=self.view.unread(edges),
+            unread=unread,
             graph=self.view.drawn(root),
         )

@@ -142,7 +142,7 @@ class WaitView:
     def _since_panic(self, now_ns: int) -> int:
         try:
             return ns_since_panic(self.prog, now_ns)
-        except (FaultError, LookupError) as error:
+        except (FaultError, ValidationError, LookupError) as error:
             self.ctx.coverage.gap("time of the panic", f"the log cannot be read: {error}")
             return 0
 
@@ -228,7 +228,7 @@ class WaitView:
                     continue  # frozen on purpose
                 wait_ns = sleep_time_ns(task, self.now_ns)
                 key = self.chains.add_task(task)
-            except FaultError as error:
+            except (FaultError, ValidationError, LookupError) as error:
                 self.ctx.coverage.gap("task", f"it cannot be read: {error}", task.value_())
                 continue
             self.waits[key] = wait_ns or 0
@@ -248,6 +248,30 @@ class WaitView:
         if any(edge.why == RUN_BY and not edge.proven for edge in edges):
             return ("whether that flush waits for the work that runs, or it was queued later",)
         return ("the stack, whose functions would show which kind of wait it is",)
+
+    def verdict(
+        self, node: Node, edges: Iterable[Edge], since: str
+    ) -> Tuple[Confidence, Tuple[str, ...]]:
+        """
+        How sure it is that a task is to blame, and what was not seen.
+
+        :param node: of the task
+        :param edges: that lead to it
+        :param since: what is not known of one that has not slept for long: it
+            may have come to it, and be on its way through it
+        """
+        edges = tuple(edges)
+        confidence, unread = self.confidence(edges), self.unread(edges)
+        if confidence is not Confidence.PROVEN or self._sleeps_on(node):
+            return confidence, unread
+        return Confidence.LIKELY, (*unread, since)
+
+    def _sleeps_on(self, node: Node) -> bool:
+        """Whether a task has slept for too long itself, and not until a timer wakes it."""
+        if node.state != "asleep" or (node.wait is not None and node.wait.kind == "timer"):
+            return False
+        slept_ns = sleep_time_ns(node.object, self.now_ns)
+        return slept_ns is not None and slept_ns >= self.threshold_ns
 
     def culprit(self, node: Node) -> Tuple[Evidence, ...]:
         """A task that keeps others waiting, and what it does."""

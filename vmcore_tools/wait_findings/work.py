@@ -28,7 +28,9 @@ The work is being run by a worker that sleeps in a wait of which nobody is
 known to end it; or by one that runs on and on while the pool, which starts no
 other work as long as one of its workers runs, has works pending; or works are
 pending in a pool and none of its workers was woken. `stalled_ns` is how long
-the pool has started no work.""",
+the pool has started no work. A worker that has not slept for as long as is too
+long, or sleeps until a timer wakes it, may have begun the work a moment ago: it
+is `likely` then.""",
 )
 
 _NO_NAME = "of a function without a name"
@@ -152,9 +154,12 @@ class WorkStuck(Cause):
             work = next(edge.source for edge in edges if edge.why == RUN_BY)
             name = self.view.name(self.view.chains.nodes[work])
             subject = self.view.ref(self.view.chains.nodes[work])
+        confidence, unread = self.view.verdict(
+            node, edges, "whether it is the same work all that time"
+        )
         return Finding(
             rule=WORK_STUCK,
-            confidence=self.view.confidence(edges),
+            confidence=confidence,
             message=(
                 "The work {work} has not ended: {comm} ({pid}), which runs it, {doing}; {victims} "
                 "tasks wait for it, first of them {victim} ({victim_pid}) for {wait_ns}."
@@ -168,7 +173,7 @@ class WorkStuck(Cause):
             signature_key=("work-stuck", *self.view.callers([node.key])),
             related=(self.view.ref(node), *self.view.related(root)),
             stacks=self.view.stack_ids([node.key, *root.victims], running=True),
-            unread=self.view.unread(edges),
+            unread=unread,
             graph=self.view.drawn(root),
         )
 
