@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from drgn import FaultError, Object, ProgramFlags
 from drgn.helpers import ValidationError
@@ -73,8 +73,9 @@ HUNG = Rule(
 A task counts if its state has TASK_UNINTERRUPTIBLE without TASK_NOLOAD and it
 last left a CPU at least kernel.hung_task_timeout_secs ago. Tasks with the same
 stack make one finding. `named_by_khungtaskd` are the PIDs for which the log has
-"blocked for more than N seconds". The state, the time and the stack are read
-directly, so the finding is `proven`; that it is a deadlock is not claimed.
+"blocked for more than N seconds", if they have not run since. The state, the
+time and the stack are read directly, so the finding is `proven`; that it is a
+deadlock is not claimed.
 `causes` are the findings of wait-graph that keep these tasks waiting, each with
 its own confidence.""",
 )
@@ -199,6 +200,7 @@ class _Blocked:
     waits_for: str
     called_from: Optional[str]
     cause: Optional[Finding]
+    named: bool
 
     @property
     def sort_key(self) -> Tuple[int, int]:
@@ -207,7 +209,6 @@ class _Blocked:
 
 def analyze(ctx: Context) -> Iterator[Any]:
     blocked = _blocked_tasks(ctx)
-    named = _named_by_khungtaskd(ctx)
     oldest = blocked[0].pid if blocked else None
     threshold_ns = _threshold_seconds(ctx) * _NS_PER_SECOND
 
@@ -217,11 +218,11 @@ def analyze(ctx: Context) -> Iterator[Any]:
             yield task.stack
         groups.setdefault(task.stack.id, []).append(task)
     for group in groups.values():
-        hung = [task for task in group if (task.wait_ns or 0) >= threshold_ns or task.pid in named]
+        hung = [task for task in group if (task.wait_ns or 0) >= threshold_ns or task.named]
         for rule, killable in ((HUNG, False), (HUNG_KILLABLE, True)):
             of_rule = [task for task in hung if is_killable(task.task) == killable]
             if of_rule:
-                yield _finding(rule, of_rule, named, oldest, threshold_ns)
+                yield _finding(rule, of_rule, oldest, threshold_ns)
     for task in blocked:
         yield BlockedTask(
             pid=task.pid,
@@ -233,7 +234,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
             killable=is_killable(task.task),
             in_iowait=bool(task.task.in_iowait.value_()),
             oldest=task.pid == oldest,
-            named_by_khungtaskd=task.pid in named,
+            named_by_khungtaskd=task.named,
             cause=_NO_CAUSE if task.cause is None else task.cause.rule.id,
             cause_pid=_cause_pid(task.cause),
             task=task.task.value_(),
@@ -254,6 +255,7 @@ def _maybe(value: Any, reason: str) -> Any:
 def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
     waits = _waits(ctx)
+    named = _named_by_khungtaskd(ctx)
     now_ns = sched_now_ns(ctx.prog) if waits is None else waits.view.now_ns
     # Tasks of a live kernel may sleep elsewhere by now.
     unwound = waits is not None and not ctx.prog.flags & ProgramFlags.IS_LIVE
@@ -265,16 +267,19 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
             if any(frame.function == "__refrigerator" for frame in stack.frames):
                 continue  # frozen on purpose
             waits_for, called_from = name_wait([frame.function for frame in stack.frames])
+            pid, wait_ns = int(task.pid.value_()), sleep_time_ns(task, now_ns)
+            message = named.get((pid, task.comm.string_()))
             blocked.append(
                 _Blocked(
                     task,
-                    task.pid.value_(),
+                    pid,
                     task_comm(task),
-                    sleep_time_ns(task, now_ns),
+                    wait_ns,
                     stack,
                     waits_for,
                     called_from,
                     None if waits is None else waits.cause_of(task.value_()),
+                    message is not None and message.is_of_sleep(wait_ns, now_ns),
                 )
             )
         except FaultError as error:
@@ -308,28 +313,57 @@ _KHUNGTASKD = re.compile(
 )
 
 
-def named_in_log(records: Iterable[LogRecord]) -> Set[int]:
+@dataclasses.dataclass(frozen=True)
+class HungMessage:
     """
-    The PIDs that khungtaskd's messages name (``check_hung_task()``).
+    What khungtaskd wrote of a task.
+
+    :ivar timestamp_ns: when, by the local clock
+    :ivar seconds: the task had slept for more than that
+    """
+
+    timestamp_ns: int
+    seconds: int
+
+    def is_of_sleep(self, wait_ns: Optional[int], now_ns: int) -> bool:
+        """
+        Whether it is of the sleep that a task is in: it has not run since.
+
+        :param wait_ns: how long that has lasted until *now_ns*, None if it is not known
+        """
+        if wait_ns is None:
+            return False
+        # It slept before the message, too. Half of that is for clocks that differ.
+        slept_ns = self.seconds * _NS_PER_SECOND // 2
+        return wait_ns >= max(0, now_ns - self.timestamp_ns) + slept_ns
+
+
+def named_in_log(records: Iterable[LogRecord]) -> Dict[Tuple[int, bytes], HungMessage]:
+    """
+    khungtaskd's last message of each task (``check_hung_task()``), by PID and name.
 
     What user space wrote to /dev/kmsg has a facility; it names nobody.
     """
-    matches = (_KHUNGTASKD.match(record.text) for record in records if not record.facility)
-    return {int(match.group(2)) for match in matches if match}
+    named = {}
+    for record in records:
+        match = None if record.facility else _KHUNGTASKD.match(record.text)
+        if match:
+            message = HungMessage(record.timestamp_ns, int(match.group(3)))
+            named[int(match.group(2)), match.group(1)] = message
+    return named
 
 
-def _named_by_khungtaskd(ctx: Context) -> Set[int]:
+def _named_by_khungtaskd(ctx: Context) -> Dict[Tuple[int, bytes], HungMessage]:
     try:
         return named_in_log(log_records(ctx.prog))
     except (FaultError, LookupError, ValidationError) as error:
         ctx.coverage.gap("kernel log", f"it cannot be read: {error}")
-        return set()
+        return {}
 
 
 def _finding(
     rule: Rule,
     hung: List[_Blocked],
-    named: Set[int],
     oldest: Optional[int],
     threshold_ns: int,
 ) -> Finding:
@@ -347,7 +381,7 @@ def _finding(
         Evidence(
             "named_by_khungtaskd",
             Kind.PID,
-            tuple(task.pid for task in hung if task.pid in named),
+            tuple(task.pid for task in hung if task.named),
         ),
         Evidence("has_oldest", Kind.TEXT, any(task.pid == oldest for task in hung)),
     ]
@@ -358,7 +392,7 @@ def _finding(
     if len(hung) > 1:
         message += "; {tasks} tasks hang there"
     notes = []
-    if any(task.pid in named for task in hung):
+    if any(task.named for task in hung):
         notes.append("khungtaskd named PID {named_by_khungtaskd} in the log")
     if any(task.pid == oldest for task in hung):
         notes.append("no task has slept longer")
