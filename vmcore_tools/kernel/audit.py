@@ -401,12 +401,13 @@ def _look_for_pointers(
     pages = page_index(prog, memory)
     hits, coverage = scan(memory, pages, targets, progress)
     known = np.concatenate([np.zeros(0, dtype=np.uint64), *(group.words for group in holders)])
+    known.sort()
     hits = _unexplained(hits, targets, label, known, direct_map_offset(prog))
     virtual = virtual_map(prog, memory.page_map.page_size_bytes)
     references = Attribution.of(prog, index, pages, virtual).references(targets, hits)
     in_registers, registers_unread = register_references(prog, targets)
     every = [*references, *in_registers]
-    is_known = np.isin(np.array([found.address for found in every], dtype=np.uint64), known)
+    is_known = _among(np.array([found.address for found in every], dtype=np.uint64), known)
     to_block: Dict[int, List[Reference]] = {}
     for reference, known_word in zip(every, is_known.tolist()):
         if reference.non_reference is None and not known_word:
@@ -452,6 +453,14 @@ def _labels(owner: Counts, block: Counts, blocks: int) -> Counts:
     return label
 
 
+def _among(values: U64, ordered: U64) -> Bools:
+    """As numpy.isin(), much faster where there are many of both."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[at] == values)
+
+
 def _unexplained(hits: Hits, targets: Targets, label: Counts, known: U64, direct_map: int) -> Hits:
     """
     Without the words of known holders, and of objects that point to themselves.
@@ -461,5 +470,5 @@ def _unexplained(hits: Hits, targets: Targets, label: Counts, known: U64, direct
     address = hits.physical + np.uint64(direct_map)
     at = np.maximum(np.searchsorted(targets.start, address, side="right") - 1, 0)
     inside = (address >= targets.start[at]) & (address < targets.end[at])
-    wanted = ~(inside & (label[at] == label[hits.target])) & ~np.isin(address, known)
+    wanted = ~(inside & (label[at] == label[hits.target])) & ~_among(address, known)
     return Hits(hits.physical[wanted], hits.value[wanted], hits.target[wanted])
