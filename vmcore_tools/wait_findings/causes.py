@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterable, List, Mapping, Optional, Tuple, Type
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type
 
 from drgn import FaultError, ProgramFlags
 from drgn.helpers import ValidationError
@@ -20,7 +20,7 @@ from vmcore_tools.wait_findings.lock import HolderAsleep
 from vmcore_tools.wait_findings.lost import LostWakeup
 from vmcore_tools.wait_findings.memory import MemoryPressure
 from vmcore_tools.wait_findings.rcu import RcuStall
-from vmcore_tools.wait_findings.unknown import WakerUnknown
+from vmcore_tools.wait_findings.unknown import WakerUnknown, holds_lock
 from vmcore_tools.wait_findings.view import Cause, WaitView, of_live_target
 from vmcore_tools.wait_findings.work import WorkStuck
 
@@ -118,7 +118,7 @@ class _Causes:
         explained = {key for root, _ in found for key in root.nodes}
         found += self._found(self._last_tasks(explained))
         blamed = {key for root, _ in found for key in (*root.nodes, *root.victims)}
-        left = [key for key in self._view.graph.ends() if key not in blamed]
+        left = [key for key in self._last_nodes() if key not in blamed]
         try:
             found += WakerUnknown(self._view).findings(left, blamed)
         except (FaultError, ValidationError, LookupError) as error:
@@ -154,6 +154,14 @@ class _Causes:
             elif nodes[key].kind not in _LAST and key not in explained:
                 tasks.update(edge.source for edge in graph.edges_to(key))
         return [(key,) for key in sorted(tasks) if self._is_task(key) and graph.edges_to(key)]
+
+    def _last_nodes(self) -> Iterator[str]:
+        """The ends, and the holders of locks that only wait for their turn on a CPU."""
+        graph, nodes = self._view.graph, self._view.chains.nodes
+        yield from graph.ends()
+        for key in graph.nodes:
+            if nodes[key].kind == TASK and nodes[key].state == "queued" and holds_lock(graph, key):
+                yield key
 
     def _lost(self, error: Exception, address: Optional[int] = None) -> None:
         reason = f"it cannot be told: {error}"

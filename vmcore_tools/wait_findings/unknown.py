@@ -15,8 +15,8 @@ from vmcore_tools.kernel.containers import Container, pointers_to
 from vmcore_tools.kernel.locks import rwsem_readers
 from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.task import is_killable, task_comm
-from vmcore_tools.kernel.wait_graph import Edge, Root
-from vmcore_tools.kernel.wait_nodes import CPU, OBJECT, POOL, TASK, Node
+from vmcore_tools.kernel.wait_graph import Edge, Root, WaitGraph
+from vmcore_tools.kernel.wait_nodes import CPU, HELD_BY, OBJECT, POOL, READ_BY, TASK, Node
 from vmcore_tools.model import (
     Absent,
     Confidence,
@@ -46,7 +46,8 @@ to blame for something else. That the tasks wait for it is certain; that it is
 the cause is `likely`.
 
 `part_of` is what it lies in: a variable, a slab object with its type and field
-where these are known, or the frame of a function on a task's stack.
+where these are known, or the frame of a function on a task's stack. It can also be a
+task that runs or can run, and does not let go of a lock.
 `pointed_at_by` are places in kernel memory that point into that, without the
 stacks of those who wait; they were looked for if there is no more than 1 GiB of
 such memory (else: `run references ADDRESS`). Sleeps that a timer ends and those
@@ -258,9 +259,19 @@ class WakerUnknown:
 
     def _does_not_end(self, root: Root, node: Node) -> Finding:
         view = self._view
+        edges = view.graph.edges_to(node.key)
+        confidence = Confidence.LIKELY
+        unread: Tuple[str, ...] = ("what would make it end",)
+        if node.state == "queued":
+            # It may have taken the lock a moment ago, after others that had it.
+            confidence, unread = view.verdict(
+                node,
+                [edge for edge in edges if edge.why in (HELD_BY, READ_BY)],
+                "whether it has had the lock for all that time",
+            )
         return Finding(
             rule=WAKER_UNKNOWN,
-            confidence=Confidence.LIKELY,
+            confidence=confidence,
             message=(
                 "{comm} ({pid}) {doing} and does not end; {victims} tasks wait for that, first of "
                 "them {victim} ({victim_pid}) for {wait_ns}."
@@ -270,9 +281,14 @@ class WakerUnknown:
             signature_key=("does-not-end", *view.callers([node.key])),
             related=view.related(root),
             stacks=view.stack_ids([node.key, *root.victims], running=True),
-            unread=("what would make it end",),
+            unread=unread,
             graph=view.drawn(root, only=root.victims),
         )
+
+
+def holds_lock(graph: WaitGraph, key: str) -> bool:
+    """Whether a lock names a task as who has it, or had it last."""
+    return any(edge.why in (HELD_BY, READ_BY) for edge in graph.edges_to(key))
 
 
 def _of_readers(node: Node) -> List[Evidence]:
