@@ -35,6 +35,8 @@ from vmcore_tools.kernel.rcu import (
 )
 from vmcore_tools.kernel.run_queue import for_each_run_queue
 from vmcore_tools.kernel.task import sched_now_ns, task_comm
+from vmcore_tools.kernel.wait_graph import Edge
+from vmcore_tools.kernel.wait_rcu import add_rcu
 from vmcore_tools.model import Confidence, Finding
 from vmcore_tools.wait_findings import rcu, view
 from vmcore_tools.wait_findings.causes import CACHE
@@ -138,6 +140,33 @@ def test_the_time_since_a_panic_does_not_count(
     assert ("VT316" in found) == old_enough
     if old_enough:
         assert evidence(found["VT316"])["grace_period_ns"] == (30 - since_panic_s) * S
+
+
+@pytest.mark.parametrize(("waited_s", "old_enough"), [(1, False), (30, True)])
+def test_an_expedited_one_is_as_old_as_who_waits_for_it(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, waited_s: int, old_enough: bool
+) -> None:
+    prog, state = demo_dump.target.prog, state_of(demo_dump)
+    reader, waiter, other = (find_task(prog, pid) for pid in (2, 1, 3))
+    period = GracePeriod(state, True, None, (), (reader.read_(),))
+
+    def prepare(cause: rcu.RcuStall) -> None:
+        chains, waits = cause.view.chains, cause.view.waits
+        grace = add_rcu(chains, state, expedited=True)
+        for task, target, seconds in ((waiter, grace, waited_s), (other, chains.task(reader), 99)):
+            key = chains.add_task(task)
+            waits[key] = seconds * S
+            chains.graph.add_edge(Edge(key, target, "waits for"))
+        chains.follow()
+
+    monkeypatch.setattr(wait_rcu, "expedited_grace_period", lambda _state: period)
+    monkeypatch.setattr(rcu.RcuStall, "prepare", prepare)
+    monkeypatch.delitem(prog.cache, CACHE, raising=False)
+    report = runner.run(
+        demo_dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
+    )
+    found = [finding for finding in report.findings if finding.rule.id == "VT316"]
+    assert [finding.subject.pid for finding in found] == ([2] if old_enough else [])
 
 
 def test_a_crash_kernel_stops_the_clocks(shipped: ShippedDump) -> None:

@@ -93,8 +93,13 @@ def test_the_task_that_keeps_the_cpu_is_to_blame(demo_dump: ShippedDump) -> None
 def found_where(dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, *, others_ran: bool) -> Finding:
     """The finding if the kernel did not tell that the current task has run for long."""
     monkeypatch.setattr(cpu, "current_ran_ns", lambda *_: 0)
+    monkeypatch.setattr(cpu, "current_ran_anywhere_ns", lambda *_: 0)
     if others_ran:
         monkeypatch.setattr(cpu, "since_run_ns", lambda *_: 1000)
+    return found_again(dump, monkeypatch)
+
+
+def found_again(dump: ShippedDump, monkeypatch: pytest.MonkeyPatch) -> Finding:
     monkeypatch.delitem(dump.target.prog.cache, CACHE, raising=False)
     report = runner.run(
         dump.target, [ANALYSIS], {}, limit=None, progress=lambda items, _what, _total: items
@@ -122,6 +127,29 @@ def test_a_task_that_may_just_have_preempted_the_culprit_is_not_blamed(
     assert facts["waited_ns"] > facts["wait_ns"]
     assert isinstance(facts["since_switch_ns"], Absent)
     assert "held_ns" not in facts and "before" not in facts
+
+
+def test_a_task_that_may_have_run_on_another_cpu_first_is_likely_to_be_the_one(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "current_ran_ns", lambda *_: 0)
+    finding = found_again(demo_dump, monkeypatch)
+    assert (finding.rule.id, finding.confidence) == ("VT311", Confidence.LIKELY)
+    assert finding.subject.pid == demo_dump.truth["culprit"]["pid"]
+    assert finding.unread == ("since when the task has been on this CPU",)
+
+
+@pytest.mark.parametrize(
+    ("off", "expected"), [(False, Confidence.LIKELY), (True, Confidence.PROVEN)]
+)
+def test_a_cpu_without_ticks_may_not_run_where_interrupts_are_on(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch, off: bool, expected: Confidence
+) -> None:
+    monkeypatch.setattr(cpu, "_TICKS_MISSED_NS", 0)
+    monkeypatch.setattr(cpu, "interrupts_off", lambda _task: off)
+    finding = found_again(demo_dump, monkeypatch)
+    assert (finding.rule.id, finding.confidence) == ("VT311", expected)
+    assert finding.unread == (() if off else ("whether the host ran the CPU",))
 
 
 def test_ordinary_load_of_the_fair_class_is_nobodys_fault(

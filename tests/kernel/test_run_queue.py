@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vmcore_tools.kernel.run_queue import (
     RunQueue,
+    current_ran_anywhere_ns,
     current_ran_ns,
     is_of_low_weight,
     is_throttled,
@@ -72,6 +73,8 @@ def task(
     last_arrival: Optional[int] = None,
     sched_class: Struct = RT_CLASS,
     exec_start: int = NOW,
+    migrations: int = 0,
+    cpus_allowed: int = 2,
     **members: Any,
 ) -> Any:
     info = Struct() if last_arrival is None else Struct(last_arrival=last_arrival)
@@ -80,7 +83,13 @@ def task(
         start_time=started,
         sched_info=info,
         sched_class=sched_class,
-        se=Struct(exec_start=exec_start, sum_exec_runtime=runtime, prev_sum_exec_runtime=picked_at),
+        se=Struct(
+            exec_start=exec_start,
+            sum_exec_runtime=runtime,
+            prev_sum_exec_runtime=picked_at,
+            nr_migrations=migrations,
+        ),
+        nr_cpus_allowed=cpus_allowed,
         **members,
     )
 
@@ -95,6 +104,25 @@ def test_a_task_that_ran_all_its_life_ran_all_the_time_that_others_waited() -> N
     # It was preempted for 50 ms in all, which may have been within these 15 s.
     hog = task(started=NOW - 16 * S, runtime=16 * S - S // 20)
     assert 14.9 * S < current_ran_ns(queue(hog), 15 * S, NOW) < 15 * S
+
+
+@pytest.mark.parametrize(
+    ("members", "certain"),
+    [
+        ({"migrations": 1}, False),
+        ({"migrations": 1, "cpus_allowed": 1}, True),
+        ({"migrations": 1, "cpus_allowed": 1, "migration_disabled": 0}, True),
+        ({"migrations": 1, "cpus_allowed": 1, "migration_disabled": 1}, False),
+        ({"migration_disabled": 1}, True),
+    ],
+)
+def test_a_task_may_have_run_on_another_cpu(members: Dict[str, int], certain: bool) -> None:
+    # It came here a moment ago.
+    hog = task(started=NOW - 16 * S, runtime=16 * S - S // 20, **members)
+    here = queue(hog, S // 2)
+    assert current_ran_anywhere_ns(here, 15 * S, NOW) > 14.9 * S
+    assert (current_ran_ns(here, 15 * S, NOW) > 14.9 * S) is certain
+    assert current_ran_ns(here, 15 * S, NOW) >= S // 2
 
 
 def test_who_has_just_preempted_the_task_to_blame_has_run_for_no_time() -> None:

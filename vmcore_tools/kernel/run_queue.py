@@ -248,7 +248,8 @@ def current_ran_ns(queue: RunQueue, window_ns: int, now_ns: int) -> int:
 
     What the kernel notes of its arrival ends with every task that was let in
     between: the soft lockup detector's stopper runs every few seconds. So it
-    is also told from how long the task has lived and not run.
+    is also told from how long the task has lived and not run, if it was on no
+    other CPU.
 
     :param window_ns: how far to look back
     :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
@@ -257,11 +258,33 @@ def current_ran_ns(queue: RunQueue, window_ns: int, now_ns: int) -> int:
     task = queue.current
     # exec_start is that of the last tick, or of the task's arrival.
     known = [queue.current_ns or 0, since_run_ns(task, queue.rq, now_ns) or 0]
+    if _has_one_cpu(task):
+        known.append(current_ran_anywhere_ns(queue, window_ns, now_ns))
+    return min(window_ns, max(known))
+
+
+def current_ran_anywhere_ns(queue: RunQueue, window_ns: int, now_ns: int) -> int:
+    """
+    How long a CPU's current task has certainly run in the last of the time, on whatever CPUs.
+
+    :param window_ns: how far to look back
+    :param now_ns: of :func:`vmcore_tools.kernel.task.sched_now_ns`
+    :return: at least that many nanoseconds, at most ``window_ns``
+    """
+    task = queue.current
     # start_time is of the monotonic clock, from which the scheduler's differs a little.
     latest_ns = max(now_ns, _monotonic_ns(queue.rq.prog_) or 0)
     life_ns = int(latest_ns - task.start_time.value_())
-    known.append(ran_at_least_ns(window_ns, life_ns, int(task.se.sum_exec_runtime.value_())))
-    return min(window_ns, max(known))
+    return ran_at_least_ns(window_ns, life_ns, int(task.se.sum_exec_runtime.value_()))
+
+
+def _has_one_cpu(task: Object) -> bool:
+    """Whether a task was on no other CPU: it never moved, or is allowed on one alone."""
+    if not task.se.nr_migrations.value_():
+        return True
+    # migrate_disable() allows but the present one, for a moment (v5.11).
+    moment = hasattr(task, "migration_disabled") and task.migration_disabled.value_()
+    return bool(task.nr_cpus_allowed.value_() == 1 and not moment)
 
 
 def _monotonic_ns(prog: Program) -> Optional[int]:

@@ -19,6 +19,7 @@ from vmcore_tools.kernel.cpu_state import (
 from vmcore_tools.kernel.run_queue import (
     QueuedTask,
     RunQueue,
+    current_ran_anywhere_ns,
     current_ran_ns,
     fair_server_runtime_ns,
     is_of_low_weight,
@@ -43,6 +44,9 @@ from vmcore_tools.kernel.workqueue import (
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.view import Cause, WaitView, maybe
 
+#: No kernel that runs goes so long without a tick, while tasks wait for the CPU.
+_TICKS_MISSED_NS = 2_000_000_000
+
 CPU_MONOPOLISED = Rule(
     id="VT311",
     slug="cpu-monopolised",
@@ -59,7 +63,9 @@ sched_info, or from a pool of per-CPU works whose woken worker has not run since
 the first work was queued. `held_ns` is how much of that the task itself has
 certainly run; only if that alone is too long, the task is `proven` to be the
 cause. It is `likely` if no other task that was last on the CPU has run since,
-except the CPU's stopper. Else the task may just have preempted the one to blame:
+except the CPU's stopper; if the task has run for that long, but perhaps on
+another CPU first; or if the CPU missed its ticks with interrupts on, as one
+does that the host does not run. Else the task may just have preempted the one to blame:
 then the CPU is the subject, and the finding is `suspected`.
 
 Without either source (CONFIG_SCHED_INFO is off, and no work is pending) there
@@ -77,6 +83,7 @@ class _Held:
     :ivar waiting: who waits for it: not those who do so by right
     :ivar longest: the one that has waited for ``at_least_ns``
     :ivar ran_ns: how long of that the current task has certainly run
+    :ivar moved: whether it has run for too long, but perhaps on another CPU first
     :ivar others: whether other tasks may have run in that time
     """
 
@@ -86,6 +93,7 @@ class _Held:
     at_least_ns: Optional[int]
     at_most_ns: Optional[int]
     ran_ns: int
+    moved: bool
     others: bool
 
 
@@ -150,7 +158,10 @@ class CpuMonopolised(Cause):
         if window_ns < self.view.cpu_threshold_ns:
             return None
         ran_ns = current_ran_ns(queue, window_ns, self.view.now_ns)
-        others = ran_ns < self.view.cpu_threshold_ns and self._others_ran(queue, window_ns)
+        short = ran_ns < self.view.cpu_threshold_ns
+        anywhere_ns = current_ran_anywhere_ns(queue, window_ns, self.view.now_ns) if short else 0
+        moved = anywhere_ns >= self.view.cpu_threshold_ns
+        others = short and not moved and self._others_ran(queue, window_ns)
         if least is None:
             # As far as is known: it cannot have run longer than all its life.
             runtime_ns = int(queue.current.se.sum_exec_runtime.value_())
@@ -161,7 +172,7 @@ class CpuMonopolised(Cause):
         for queued in waiting:
             key = self.view.chains.add_task(queued.task)
             self.view.waits.setdefault(key, queued.wait_ns or 0)
-        return _Held(queue, waiting, longest, least, most, ran_ns, others)
+        return _Held(queue, waiting, longest, least, most, ran_ns, moved, others)
 
     def _others_ran(self, queue: RunQueue, window_ns: int) -> bool:
         """Whether a task other than the current one may have kept a CPU."""
@@ -204,9 +215,15 @@ class CpuMonopolised(Cause):
         if not certain:
             confidence = Confidence.SUSPECTED
             unread = ("when they were woken, and when the CPU was last idle",)
+        elif held.moved:
+            confidence = Confidence.LIKELY
+            unread = ("since when the task has been on this CPU",)
         elif not own:
             confidence = Confidence.LIKELY
             unread = ("tasks that ran on the CPU in that time and have ended or moved since",)
+        elif misses_ticks(self.view, queue):
+            confidence = Confidence.LIKELY
+            unread = ("whether the host ran the CPU",)
         kind = "real-time" if is_realtime(task) else "fair"
         # A loop in the kernel is what it is, whoever waits for the CPU.
         spins = bool(in_kernel(task))
@@ -260,6 +277,12 @@ class CpuMonopolised(Cause):
             unread=("which tasks the CPU ran in that time",),
             graph=self.view.drawn(root),
         )
+
+
+def misses_ticks(view: WaitView, queue: RunQueue) -> bool:
+    """Whether a CPU sees no time pass though its interrupts are on: perhaps it does not run."""
+    behind_ns = view.now_ns - int(queue.rq.clock.value_())
+    return behind_ns >= _TICKS_MISSED_NS and interrupts_off(queue.current) is False
 
 
 def cpu_evidence(view: WaitView, queue: RunQueue) -> Iterator[Evidence]:

@@ -31,7 +31,7 @@ from vmcore_tools.model import (
     Rule,
     Severity,
 )
-from vmcore_tools.wait_findings.cpu import cpu_evidence
+from vmcore_tools.wait_findings.cpu import cpu_evidence, misses_ticks
 from vmcore_tools.wait_findings.view import Cause
 
 RCU_STALL = Rule(
@@ -103,7 +103,8 @@ class RcuStall(Cause):
             return None
         if period is None:
             return None
-        if period.age_ns is not None and self._age_ns(period) < self.view.threshold_ns:
+        window_ns = self._window_ns(period, rcu)
+        if window_ns < self.view.threshold_ns:
             return None  # there were others since: it is not this one that they wait for
         evidence = [
             Evidence("rcu", Kind.TEXT, rcu_name(period.state)),
@@ -120,7 +121,7 @@ class RcuStall(Cause):
         if node.kind == CPU:
             queue = self.view.queues[node.cpu]
             task = self.view.chains.add_task(queue.current)
-            ran_ns = current_ran_ns(queue, self._window_ns(period, root), self.view.now_ns)
+            ran_ns = current_ran_ns(queue, window_ns, self.view.now_ns)
             message += ": it waits for CPU {cpu}, which runs {comm} ({pid})"
             behind_ns = self.view.now_ns - int(queue.rq.clock.value_())
             if interrupts_off(queue.current) and behind_ns >= self.view.cpu_threshold_ns:
@@ -135,6 +136,9 @@ class RcuStall(Cause):
                 unread = ("which tasks the CPU ran in that time",)
             else:
                 subject = self.view.task_ref(queue.current)
+                if misses_ticks(self.view, queue):
+                    confidence = Confidence.LIKELY
+                    unread = ("whether the host ran the CPU",)
         elif node.kind == TASK:
             evidence += self.view.culprit(node)
             culprit = [node.key]
@@ -168,8 +172,11 @@ class RcuStall(Cause):
             graph=self.view.drawn(root),
         )
 
-    def _window_ns(self, period: GracePeriod, root: Root) -> int:
-        return self._age_ns(period) or self.view.longest_ns(root.victims)
+    def _window_ns(self, period: GracePeriod, rcu: Node) -> int:
+        """How old a grace period is; of expedited ones, how long somebody has waited for it."""
+        if period.age_ns is not None:
+            return self._age_ns(period)
+        return self.view.longest_ns(self.view.graph.waiting_for([rcu.key]))
 
     def _age_ns(self, period: GracePeriod) -> int:
         """The age of a grace period, as far as tasks ran in that time; 0 if it is not known."""
