@@ -255,6 +255,7 @@ def _maybe(value: Any, reason: str) -> Any:
 def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
     waits = _waits(ctx)
+    unread = waits.view.chains.without_wait if waits is not None else set()
     named = _named_by_khungtaskd(ctx)
     now_ns = sched_now_ns(ctx.prog) if waits is None else waits.view.now_ns
     # Tasks of a live kernel may sleep elsewhere by now.
@@ -268,6 +269,10 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
                 continue  # frozen on purpose
             waits_for, called_from = name_wait([frame.function for frame in stack.frames])
             pid, wait_ns = int(task.pid.value_()), sleep_time_ns(task, now_ns)
+            cause = None if waits is None else waits.cause_of(task.value_())
+            if cause is None and task.value_() in unread:
+                reason = "what the task waits for cannot be read"
+                ctx.coverage.gap("cause of a wait", reason, task.value_())
             message = named.get((pid, task.comm.string_()))
             blocked.append(
                 _Blocked(
@@ -278,7 +283,7 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
                     stack,
                     waits_for,
                     called_from,
-                    None if waits is None else waits.cause_of(task.value_()),
+                    cause,
                     message is not None and message.is_of_sleep(wait_ns, now_ns),
                 )
             )
@@ -291,7 +296,7 @@ def _waits(ctx: Context) -> Optional[ExplainedWaits]:
     try:
         return explain_waits(ctx)
     except (FaultError, LookupError, ValidationError) as error:
-        ctx.coverage.gap("cause of a wait", f"it was not looked for: {error}", material=False)
+        ctx.coverage.gap("cause of a wait", f"it was not looked for: {error}")
         return None
 
 

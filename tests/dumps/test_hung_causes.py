@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any, Dict, List
 
 import pytest
+from drgn import Object
+from drgn.helpers import ValidationError
 
 from drgn_scripts import hung_tasks, wait_graph
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
+from vmcore_tools.kernel.waits import WaitFinder
 from vmcore_tools.model import Absent, Report, Status
 from vmcore_tools.wait_findings import causes
 
@@ -96,5 +99,26 @@ def test_without_a_cause_the_task_is_reported_all_the_same(
     assert said["pid"] == demo_dump.truth["hung"]["pid"]
     assert "causes" not in said
     (analysis,) = report.analyses
-    assert [(gap.what, gap.material) for gap in analysis.gaps] == [("cause of a wait", False)]
+    assert [(gap.what, gap.material) for gap in analysis.gaps] == [("cause of a wait", True)]
     assert isinstance(analysis.tables[0].rows[0].cause, Absent)
+
+
+def test_a_wait_that_was_lost_is_a_gap_of_its_cause(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One damaged list takes no more than the waits that it would tell of."""
+
+    def fail(_finder: object, task: Object, _trace: object) -> None:
+        lost.append(task.value_())
+        raise ValidationError("the list leads back")
+
+    lost: List[int] = []
+    monkeypatch.setattr(WaitFinder, "find", fail)
+    monkeypatch.delitem(demo_dump.target.prog.cache, causes.CACHE, raising=False)
+    hung, waits = run(demo_dump).analyses
+    assert lost
+    (gap,) = hung.gaps
+    assert (gap.what, gap.material, gap.count) == ("cause of a wait", True, 1)
+    assert list(gap.addresses) == lost[:1]
+    assert [(gap.what, gap.count) for gap in waits.gaps] == [("wait of a task", len(lost))]
+    assert [analysis.status for analysis in (hung, waits)] == [Status.PARTIAL, Status.PARTIAL]

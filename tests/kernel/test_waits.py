@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import pytest
-from drgn import Object, StackTrace, offsetof
+from drgn import Object, Program, StackTrace, offsetof
 
 from tests.layouts.machine import Machine
+from vmcore_tools.kernel import waits
 from vmcore_tools.kernel.stack_frames import TaskTrace
 from vmcore_tools.kernel.waits import Wait, WaitFinder
+from vmcore_tools.kernel.workqueue import flushed_workqueues
 
 STACK = 0x4000
 WAITERS = 1  # MUTEX_FLAG_WAITERS
@@ -187,6 +189,78 @@ def test_a_completion(machine: Machine) -> None:
     task = Task(machine)
     completion = completion_of(machine, task, "wait_for_completion")
     assert found(find(task, [task])) == ("completion", completion, True)
+
+
+def waits_for_completion(task: Task, completion: int, *functions: str) -> None:
+    """In a frame of each of the functions behind it, of which the last ends 960 bytes above."""
+    machine = task.machine
+    task.enter("schedule", 64)
+    task.enter("wait_for_completion", 256)
+    for number, function in enumerate(functions):
+        task.enter(function, 960 - 64 * (len(functions) - 1 - number))
+    node = task.entry("struct swait_queue", 128, "task_list")
+    machine.link(member(machine, "struct completion", completion, "wait.task_list"), [node])
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        ("synchronize_rcu", "rcu"),
+        ("synchronize_rcu_tasks_generic", "rcu tasks"),
+        ("synchronize_rcu_tasks", "rcu tasks"),
+    ],
+)
+def test_rcu_tasks_are_a_kind_of_their_own(machine: Machine, function: str, kind: str) -> None:
+    task = Task(machine)
+    wakeme = machine.prog.symbol("wakeme_after_rcu").address
+    machine.put("struct rcu_synchronize", task.sp + 904, {"head.func": wakeme})
+    completion = member(machine, "struct rcu_synchronize", task.sp + 904, "completion")
+    waits_for_completion(task, completion, "__wait_rcu_gp", function)
+    assert found(find(task, [task])) == (kind, completion, True)
+
+
+def flush_of(task: Task) -> Tuple[int, int]:
+    """The workqueue that a task flushes, and the completion on its stack."""
+    machine = task.machine
+    flusher = task.sp + 600
+    workqueue = machine.new("struct workqueue_struct", {"first_flusher": flusher})
+    for name in ("flusher_queue", "flusher_overflow"):
+        machine.link(member(machine, "struct workqueue_struct", workqueue, name))
+    machine.link(
+        machine.variable("workqueues"),
+        [member(machine, "struct workqueue_struct", workqueue, "list")],
+    )
+    completion = member(machine, "struct wq_flusher", flusher, "done")
+    waits_for_completion(task, completion, "flush_workqueue")
+    return workqueue, completion
+
+
+def test_the_workqueue_that_is_flushed(machine: Machine) -> None:
+    task = Task(machine)
+    workqueue, _ = flush_of(task)
+    assert found(find(task, [task])) == ("flush_workqueue", workqueue, True)
+
+
+def test_a_damaged_list_of_workqueues_costs_only_who_may_flush_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, other = Task(machine), Task(machine)
+    workqueue, _ = flush_of(task)
+    completion = completion_of(machine, other, "wait_for_completion")
+    machine.words(workqueue + offsetof(machine.prog.type("struct workqueue_struct"), "list"), [0])
+    walks: List[object] = []
+
+    def walk(prog: Program) -> Dict[int, Object]:
+        walks.append(prog)
+        return flushed_workqueues(prog)
+
+    monkeypatch.setattr(waits, "flushed_workqueues", walk)
+    finder = WaitFinder(machine.prog, [task.object, other.object])
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            finder.find(task.object, task.trace)
+        assert found(finder.find(other.object, other.trace)) == ("completion", completion, True)
+    assert len(walks) == 1
 
 
 def test_the_end_of_a_task(machine: Machine) -> None:

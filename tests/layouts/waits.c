@@ -102,6 +102,18 @@ struct workqueue_struct {
 struct list_head workqueues = { &workqueues, &workqueues };
 struct workqueue_struct keep_workqueue_struct;
 
+/* include/linux/rcupdate_wait.h, kernel/rcu/update.c */
+
+struct rcu_synchronize {
+	struct rcu_head head;
+	struct completion completion;
+};
+struct rcu_synchronize keep_rcu_synchronize;
+
+void wakeme_after_rcu(struct rcu_head *head)
+{
+}
+
 /* include/linux/percpu-rwsem.h, rcuwait.h */
 
 struct rcuwait {

@@ -12,7 +12,7 @@ entered in the tables at the end.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
@@ -72,6 +72,7 @@ class WaitChains:
     :param trace: unwinds a task's stack; None if that fails
     :param lost: is told of each object that could not be followed
     :ivar found: what the modules that follow nodes looked for once, by their keys
+    :ivar without_wait: the addresses of tasks whose waits could not be read
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class WaitChains:
         self.trace = trace
         self.lost = lost
         self.found: Dict[str, Dict[int, Object]] = {}
+        self.without_wait: Set[int] = set()
         self._finder = WaitFinder(prog, tasks)
         self._todo: List[str] = []
 
@@ -162,9 +164,10 @@ class WaitChains:
             else:
                 state = "asleep"
                 wait = self._wait(task)
-        except FaultError as error:
+        except (FaultError, ValidationError, LookupError) as error:
             state = "asleep"
-            self.lost("task's stack", error, task.value_())
+            self.without_wait.add(task.value_())
+            self.lost("wait of a task", error, task.value_())
         return self.add(Node(key, TASK, task, "task", wait, state))
 
     def _wait(self, task: Object) -> Optional[Wait]:

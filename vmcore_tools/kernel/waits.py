@@ -19,10 +19,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 from drgn import FaultError, Object, Program, container_of, offsetof
+from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.io_waits import buffer_head_of, io_of_completion
 from vmcore_tools.kernel.locks import is_mutex_with_waiters, is_rwsem_with_waiters
@@ -40,7 +41,7 @@ from vmcore_tools.kernel.stack_frames import (
 from vmcore_tools.kernel.symbols import symbol_address, symbol_name
 from vmcore_tools.kernel.task import live_range, stack_range
 from vmcore_tools.kernel.task_completions import CompletedByTasks, completed_by_tasks
-from vmcore_tools.kernel.workqueue import barrier_of_completion, flusher_of_completion
+from vmcore_tools.kernel.workqueue import barrier_of_completion, flushed_workqueues
 
 #: Waiters of one object that are followed.
 _WAITERS_MAX = 4 << 20
@@ -124,6 +125,8 @@ _ENTRY_TYPES: Tuple[Tuple[str, str, str, Optional[str], str], ...] = (
 )
 _COMPLETION = re.compile(r"(do_|_*)wait_for_(common|completion).*")
 _SRCU = re.compile(r"_*synchronize_srcu.*")
+#: A kind of RCU of its own, by whatever tasks do; it has its own grace periods.
+_RCU_TASKS = re.compile(r"_*synchronize_rcu_tasks.*")
 #: No semaphore counts higher.
 _SEMAPHORE_MAX = 1 << 20
 
@@ -141,6 +144,7 @@ class WaitFinder:
         self._stacks: Dict[int, Tuple[int, int]] = {}
         self._heads: Dict[int, Optional[int]] = {}
         self._functions: Dict[int, bool] = {}
+        self._flushers: Union[Dict[int, Object], str, None] = None
         self._types = tuple(self._entry_types())
         self._text = (symbol_address(prog, "_stext"), symbol_address(prog, "_etext"))
         # a5c6234e1028 ("completion: Use simple wait queues") in v5.7.
@@ -169,6 +173,7 @@ class WaitFinder:
         :param trace: its stack, None if it cannot be unwound
         :return: None if it could not be told
         :raises FaultError: if its stack is not in the dump
+        :raises drgn.helpers.ValidationError, LookupError: if what would tell is damaged
         """
         wait = self._rt_mutex(task)
         if wait is not None:
@@ -386,8 +391,10 @@ class WaitFinder:
         barrier = barrier_of_completion(completion)
         if barrier:
             return Wait("flush_work", barrier, evidence + ", which is a flush_work() barrier's")
-        workqueue = flusher_of_completion(completion)
-        if workqueue:
+        low, high = live_range(task)
+        on_its_stack = low <= completion.value_() < high
+        workqueue = self._flushed.get(completion.value_()) if on_its_stack else None
+        if workqueue is not None:
             return Wait("flush_workqueue", workqueue, evidence + ", which is a flush_workqueue()'s")
         ended = self._completed_by_tasks.at_end.get(completion.value_())
         if ended is not None:
@@ -397,6 +404,8 @@ class WaitFinder:
             return Wait("park", parked, evidence + ", which the thread completes when it parks")
         if self._is_rcu(completion):
             names = functions_at(frames, completion.value_())
+            if any(_RCU_TASKS.fullmatch(name) for name in names):
+                return Wait("rcu tasks", completion, evidence + ", which RCU tasks complete")
             if any(_SRCU.fullmatch(name) for name in names):
                 evidence += ", which an SRCU callback completes"
                 srcu = srcu_of_callback(completion, pointers_in(task, frames, _SRCU))
@@ -408,6 +417,18 @@ class WaitFinder:
         if io is not None:
             return Wait(io[0], io[1], evidence + f", which the {io[0]} names")
         return Wait("completion", completion, evidence)
+
+    @property
+    def _flushed(self) -> Dict[int, Object]:
+        """As :func:`flushed_workqueues`; what is damaged is not looked for again."""
+        if self._flushers is None:
+            try:
+                self._flushers = flushed_workqueues(self._prog)
+            except (FaultError, ValidationError, LookupError) as error:
+                self._flushers = f"it cannot be told whether it is a flush_workqueue()'s: {error}"
+        if isinstance(self._flushers, str):
+            raise LookupError(self._flushers)
+        return self._flushers
 
     @functools.cached_property
     def _completed_by_tasks(self) -> CompletedByTasks:

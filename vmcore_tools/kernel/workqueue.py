@@ -10,7 +10,7 @@ of ``kernel/workqueue.c``.
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, Optional
+from typing import Dict, Iterator, Optional
 
 from drgn import NULL, FaultError, Object, Program, cast, container_of, offsetof
 from drgn.helpers import ValidationError
@@ -488,31 +488,31 @@ def barrier_target(barrier: Object) -> Optional[BarrierTarget]:
     return None
 
 
-def flusher_of_completion(completion: Object) -> Object:
+def flushed_workqueues(prog: Program) -> Dict[int, Object]:
     """
-    The workqueue that a flush_workqueue() waits for, by its completion.
+    The workqueues that somebody flushes, by the completion that he waits for.
 
-    Looks for the ``struct wq_flusher`` of the completion on the lists of all
-    workqueues.
+    Of each ``struct wq_flusher`` on the lists of all workqueues: it is on the
+    stack of the task in ``flush_workqueue()``.
 
-    :param completion: ``struct completion *``
-    :return: ``struct workqueue_struct *``, NULL if the completion is of something else
+    :return: ``struct workqueue_struct *`` by the address of the ``struct completion``
+    :raises FaultError: if one cannot be read
     :raises drgn.helpers.ValidationError: if a list is damaged
     """
-    prog = completion.prog_
-    address = completion.value_() - offsetof(prog.type("struct wq_flusher"), "done")
+    done = offsetof(prog.type("struct wq_flusher"), "done")
+    found = {}
     for workqueue in for_each_workqueue(prog):
-        if workqueue.first_flusher.value_() == address:
-            return workqueue
+        first = workqueue.first_flusher.value_()
+        if first:
+            found[first + done] = workqueue
         for head in (workqueue.flusher_queue, workqueue.flusher_overflow):
             if list_empty(head.address_of_()):
                 continue
             for flusher in for_each_entry(
                 "struct wq_flusher", head.address_of_(), "list", _WORKS_MAX
             ):
-                if flusher.value_() == address:
-                    return workqueue
-    return NULL(prog, "struct workqueue_struct *")
+                found[flusher.value_() + done] = workqueue
+    return found
 
 
 def for_each_flushed_pwq(workqueue: Object) -> Iterator[Object]:
