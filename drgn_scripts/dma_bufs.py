@@ -55,6 +55,7 @@ from vmcore_tools.dma_buf_findings import (
     stale_cache,
 )
 from vmcore_tools.kernel.audit import Audit, Verdict, audit
+from vmcore_tools.kernel.audit_containers import with_containers_in_use
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
     ages_ns,
@@ -67,7 +68,6 @@ from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_ho
 from vmcore_tools.kernel.files import file_counts, mm_users
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.kernel.under_way import under_way
 from vmcore_tools.model import (
     Absent,
     Confidence,
@@ -215,7 +215,8 @@ def analyze(ctx: Context) -> Iterator[Any]:
     if audited.changing:
         verdict = _still_there(ctx.prog, holders, audited)
         audited = dataclasses.replace(audited, verdict=verdict)
-    audited = _without_work_under_way(ctx, index, audited)
+    # A dma-buf that a task is just importing or letting go of has no unknown holder.
+    audited = with_containers_in_use(index, audited)
     result = _Result(holders, audited)
     count_audit_gaps(ctx, index, audited, "dma-bufs")
     yield from _leaks(ctx, index, result)
@@ -244,18 +245,6 @@ def _still_there(prog: Program, holders: DmaBufHolders, result: Audit) -> npt.ND
     same = read & (counts == holders.buffers.refcount[accused])
     verdict[accused[~same]] = Verdict.IN_USE
     return verdict
-
-
-def _without_work_under_way(ctx: Context, index: SlabIndex, result: Audit) -> Audit:
-    """A dma-buf that a task is just importing or letting go of has no unknown holder."""
-    unknown = np.flatnonzero(result.verdict == Verdict.UNKNOWN_HOLDER).tolist()
-    if not unknown:
-        return result
-    verdict = result.verdict.copy()
-    verdict[under_way(index, {i: result.pointers[i] for i in unknown}, ctx.progress)] = (
-        Verdict.IN_USE
-    )
-    return dataclasses.replace(result, verdict=verdict)
 
 
 def _exporters(prog: Program, buffers: DmaBufs) -> Tuple[List[Maybe[str]], npt.NDArray[np.int64]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, ProgramFlags
 
 from vmcore_tools.analysis import Context
+from vmcore_tools.kernel.at_hand import at_hand
 from vmcore_tools.kernel.audit import count_holders
 from vmcore_tools.kernel.dma_buf import text_at
 from vmcore_tools.kernel.dma_buf_holders import DmaBufHolders
@@ -27,7 +28,6 @@ from vmcore_tools.kernel.files import descriptors
 from vmcore_tools.kernel.page import NOT_KERNEL, direct_map_offset, page_index
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.kernel.under_way import with_tasks
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity
 
 U64 = npt.NDArray[np.uint64]
@@ -159,30 +159,27 @@ def _stale_entries(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> _S
             reused.append(i)
         else:
             ctx.coverage.gap("PRIME cache", "the slab of its dma-buf cannot be read", address)
-    closing = _being_closed(ctx, index, holders, entries.chosen(np.array(outlived, dtype=np.int64)))
+    closing = _being_closed(index, holders, entries.chosen(np.array(outlived, dtype=np.int64)))
     return _Stale(freed, reused, [i for i, busy in zip(outlived, closing) if not busy])
 
 
 def _being_closed(
-    ctx: Context, index: SlabIndex, holders: DmaBufHolders, entries: PrimeEntries
-) -> List[bool]:
+    index: SlabIndex, holders: DmaBufHolders, entries: PrimeEntries
+) -> npt.NDArray[np.bool_]:
     """
     Which entries belong to a handle that a task may just be closing.
 
     drm_gem_handle_delete() takes the object out of its handle first; drivers
     may wait for their device before the entry goes.
     """
-    related: List[List[int]] = []
+    busy = at_hand(index, entries.dma_buf) | at_hand(index, entries.word)
     gems = holders.gems
-    for dma_buf, word in zip(entries.dma_buf, entries.word.tolist()):
-        mine = [int(dma_buf), word]
-        if gems is not None:
-            of_it = (gems.dma_buf == dma_buf) | (gems.attached == dma_buf)
-            mine += gems.gem[of_it].tolist()
-        related.append(mine)
-    every = np.array(sorted({a for mine in related for a in mine}), dtype=np.uint64)
-    busy = set(every[with_tasks(index, every, ctx.progress)].tolist())
-    return [not busy.isdisjoint(mine) for mine in related]
+    if gems is not None:
+        for dma_buf in (gems.dma_buf, gems.attached):
+            mine = np.flatnonzero(np.isin(dma_buf, entries.dma_buf))
+            used = mine[at_hand(index, gems.gem[mine])]
+            busy |= np.isin(entries.dma_buf, dma_buf[used])
+    return busy
 
 
 def _still_stale(prog: Program, entries: PrimeEntries) -> npt.NDArray[np.bool_]:

@@ -42,10 +42,10 @@ from vmcore_tools.kernel.files import (
     mappings_of,
     outgrown_descriptor_words,
 )
+from vmcore_tools.kernel.forgotten import not_forgotten
 from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
-from vmcore_tools.kernel.under_way import not_forgotten
 
 U64 = npt.NDArray[np.uint64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object, Program, StackFrame, StackTrace, sizeof
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, task_cpu, task_on_cpu
 
@@ -217,30 +217,61 @@ def words_at_hand(prog: Program) -> npt.NDArray[np.uint64]:
     """
     What the code that CPUs run has at hand: their registers and live stacks.
 
-    So has that which they would run next: a task that was preempted stopped in
+    CPUs that are offline are not left out: after a panic those that were
+    stopped are (``stop_this_cpu()``). So has that which they would run next: a task that was preempted stopped in
     the middle of something, too. What the dump does not have of it is left out.
 
     :return: sorted uint64 array of words
     """
     parts = [np.zeros(0, dtype=np.uint64)]
-    for cpu in for_each_online_cpu(prog):
+    for cpu in for_each_possible_cpu(prog):
         with contextlib.suppress(FaultError):
-            task = cpu_curr(prog, cpu)
-            parts.append(np.array(list((live_registers(task) or {}).values()), dtype=np.uint64))
-            parts.append(_live_words(task))
+            parts.append(live_words(cpu_curr(prog, cpu)))
     for task in for_each_bounded_task(prog):
         with contextlib.suppress(FaultError):
             if is_queued(task) and not task_on_cpu(task):
-                parts.append(_live_words(task))
+                parts.append(live_words(task))
     return np.sort(np.concatenate(parts))
 
 
-def _live_words(task: Object) -> npt.NDArray[np.uint64]:
+def live_words(task: Object) -> npt.NDArray[np.uint64]:
+    """
+    The words of a task's live stack and of its registers, as far as the dump has them.
+
+    On a CPU also those of the stacks of interrupts and exceptions that it is on.
+
+    :param task: ``struct task_struct *``
+    :return: uint64 array
+    :raises drgn.FaultError: if the task cannot be read
+    """
     low, high = live_range(task)
-    try:
-        return np.frombuffer(task.prog_.read(low, high - low), dtype=np.uint64)
-    except FaultError:
+    words = np.array(list((live_registers(task) or {}).values()), dtype=np.uint64)
+    with contextlib.suppress(FaultError):
+        stack = np.frombuffer(task.prog_.read(low, high - low), dtype=np.uint64)
+        words = np.concatenate([words, stack])
+    return np.concatenate([words, _words_of_other_stacks(task)])
+
+
+def _words_of_other_stacks(task: Object) -> npt.NDArray[np.uint64]:
+    """Where those end is not asked: as much is read as a stack has at most."""
+    trace = _trace(task) if task_on_cpu(task) else None
+    if trace is None:
         return np.zeros(0, dtype=np.uint64)
+    low, high = stack_range(task)
+    pointers = sorted({_sp(trace[i]) for i in range(min(len(trace), _FRAMES_MAX))})
+    page_size = int(task.prog_["PAGE_SIZE"].value_())
+    parts, end = [], 0
+    for pointer in pointers:
+        if not pointer >> 63 or low <= pointer < high:
+            continue  # in user mode; or the task's own
+        position = max(end, pointer - pointer % 8)
+        end = pointer - pointer % 8 + (high - low)
+        with contextlib.suppress(FaultError):
+            while position < end:
+                following = min(end, (position // page_size + 1) * page_size)
+                parts.append(task.prog_.read(position, following - position))
+                position = following
+    return np.frombuffer(b"".join(parts), dtype=np.uint64)
 
 
 def _trace(task: Object) -> Optional[StackTrace]:
