@@ -203,6 +203,29 @@ def waits_for_completion(task: Task, completion: int, *functions: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("functions", "proven"),
+    [
+        (("io_schedule", "bit_wait_io"), True),
+        (("schedule", "schedule_timeout"), True),
+        (("schedule", "shrink_node"), False),
+        (("schedule", "exc_page_fault"), False),
+    ],
+)
+def test_who_sleeps_deeper_may_wait_for_something_else(
+    machine: Machine, functions: Sequence[str], proven: bool
+) -> None:
+    task = Task(machine)
+    for number, function in enumerate(functions):
+        task.enter(function, 64 + 64 * number)
+    task.enter("rcu_gp_fqs_loop", 256)
+    completion = machine.new("struct completion", {})
+    node = task.entry("struct swait_queue", 160, "task_list")
+    machine.link(member(machine, "struct completion", completion, "wait.task_list"), [node])
+    queue = member(machine, "struct completion", completion, "wait")
+    assert found(find(task, [task])) == ("swait", queue, proven)
+
+
+@pytest.mark.parametrize(
     ("function", "kind"),
     [
         ("synchronize_rcu", "rcu"),

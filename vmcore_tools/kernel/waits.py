@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from typing import Dict, Iterator, List, Optional, Tuple, Union
 
@@ -127,6 +128,8 @@ _COMPLETION = re.compile(r"(do_|_*)wait_for_(common|completion).*")
 _SRCU = re.compile(r"_*synchronize_srcu.*")
 #: A kind of RCU of its own, by whatever tasks do; it has its own grace periods.
 _RCU_TASKS = re.compile(r"_*synchronize_rcu_tasks.*")
+#: What a function calls to sleep on a wait queue.
+_SLEEPS = re.compile(r"\w*(schedul|switch_to|context_switch|wait|sleep)\w*")
 #: No semaphore counts higher.
 _SEMAPHORE_MAX = 1 << 20
 
@@ -226,7 +229,10 @@ class WaitFinder:
                 return self._semaphore(entry, head, trace)
             if entry.type.name == "struct default_wait_cb":
                 return self._dma_fence(entry, head)
-            return self._wait_queue(entry, head, task, frames)
+            wait = self._wait_queue(entry, head, task, frames)
+            if wait is not None and not _sleeps_there(frames, entry.base):
+                return dataclasses.replace(wait, proven=False)
+            return wait
         except FaultError:
             return None
 
@@ -543,6 +549,17 @@ def _is_armed(timer: Object) -> bool:
     # 22f011be7aaa ("hrtimer: Convert state and properties to boolean") in v7.1.
     queued = timer.is_queued if hasattr(timer, "is_queued") else timer.state
     return bool(queued.value_())
+
+
+def _sleeps_there(frames: List[Frame], address: int) -> bool:
+    """
+    Whether what the function with an entry in its frame has called is its sleep.
+
+    On its way there, or in its condition, it can sleep in something else: in a
+    page fault, or until there is memory.
+    """
+    called = list(itertools.takewhile(lambda frame: frame[0] <= address, frames))[:-1]
+    return bool(called) and all(_SLEEPS.fullmatch(name) for _, names in called for name in names)
 
 
 def _page_flag(prog: Program, number: int) -> str:
