@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, cast
 
 import numpy as np
 import pytest
 from drgn import Object, offsetof
 
 from tests.layouts.machine import Machine
+from vmcore_tools.kernel import task as task_module
 from vmcore_tools.kernel.locks import (
     first_waiter,
     next_owner,
@@ -18,7 +20,10 @@ from vmcore_tools.kernel.locks import (
     rwsem_readers_behind_writers,
 )
 from vmcore_tools.kernel.lost_wakeups import is_over, may_be_about_to_wake
+from vmcore_tools.kernel.task import words_at_hand
 from vmcore_tools.kernel.waits import Wait
+from vmcore_tools.wait_findings import lost
+from vmcore_tools.wait_findings.lost import LostWakeup
 
 # kernel/locking/mutex.h, rwsem.c
 WAITERS, HANDOFF, PICKUP = 1, 2, 4
@@ -159,3 +164,52 @@ def test_who_has_the_object_or_the_task_at_hand_may_be_about_to_wake(machine: Ma
     assert at_hand(task.value_() + 4)
     machine.put("struct task_struct", task.value_(), {"wake_q.next": 1})
     assert may_be_about_to_wake(wait, task, NOBODY)
+
+
+# What CPUs have at hand.
+
+
+class Frame:
+    """As much of a ``drgn.StackFrame`` as is needed."""
+
+    def __init__(self, sp: int) -> None:
+        self.sp, self.pc = sp, 0xFFFFFFFF80100000
+
+    def registers(self) -> Dict[str, int]:
+        return {"rsp": self.sp}
+
+
+def test_stopped_cpus_and_the_stacks_of_interrupts_are_looked_at(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A panic has taken CPU 1 offline, on which a task runs that is in an interrupt.
+    machine.set_variable("__cpu_online_mask", 1)
+    stack, other = machine.alloc(0x4000, 0x4000), machine.alloc(0x4000, 0x4000)
+    task = machine.new("struct task_struct", {"pid": 7, "stack": stack, "on_cpu": 1, "cpu": 1})
+    machine.put("struct rq", machine.per_cpu(machine.variable("runqueues"), 1), {"curr": task})
+    machine.words(stack + 0x3F00, [0xABC0])
+    machine.words(other + 0x3000, [0xABC1])
+    machine.words(other + 0x1000, [0xABC2])
+    monkeypatch.setattr(task_module, "for_each_bounded_task", lambda _prog: [])
+    frames = [Frame(other + 0x2000), Frame(other + 0x2800), Frame(stack + 0x3E00)]
+
+    def trace(of: Object) -> Any:
+        return frames if of.value_() == task else None
+
+    monkeypatch.setattr(task_module, "_trace", trace)
+    words = words_at_hand(machine.prog).tolist()
+    assert 0xABC0 in words and 0xABC1 in words
+    assert 0xABC2 not in words  # it is below the stack pointer
+
+
+@pytest.mark.parametrize(
+    ("up", "registers", "expected"), [(True, True, 0), (True, False, 1), (False, False, 0)]
+)
+def test_registers_that_are_not_in_the_dump(
+    monkeypatch: pytest.MonkeyPatch, up: bool, registers: bool, expected: int
+) -> None:
+    idle = SimpleNamespace(cpu=1, idle=True, current=None)
+    cause = LostWakeup(cast(Any, SimpleNamespace(prog=None, queues={1: idle})))
+    monkeypatch.setattr(lost, "is_up", lambda _prog, _cpu: up)
+    monkeypatch.setattr(lost, "live_registers", lambda _task: {} if registers else None)
+    assert len(cause._unread_registers()) == expected

@@ -158,6 +158,11 @@ struct thread_struct {
 	unsigned long sp;
 };
 
+struct pt_regs {
+	unsigned long words[21];
+};
+struct pt_regs keep_pt_regs;
+
 struct wake_q_node {
 	struct wake_q_node *next;
 };

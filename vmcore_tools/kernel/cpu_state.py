@@ -56,6 +56,20 @@ def in_kernel(task: Object) -> Optional[bool]:
     return bool(trace[0].pc >> 63) if len(trace) else None
 
 
+def is_up(prog: Program, cpu: int) -> bool:
+    """
+    Whether a CPU has been brought up and not been taken down.
+
+    Other than the mask of those online, from which ``stop_this_cpu()`` takes
+    each at a panic, this goes on to say so.
+    """
+    try:
+        state = per_cpu(prog["cpuhp_state"], cpu).state.value_()
+        return bool(state != prog.constant("CPUHP_OFFLINE").value_())
+    except LookupError:
+        return True
+
+
 def panic_cpu(prog: Program) -> Optional[int]:
     """
     The CPU that panicked: it runs nothing any more, and stopped the others.

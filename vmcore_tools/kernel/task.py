@@ -218,8 +218,9 @@ def words_at_hand(prog: Program) -> npt.NDArray[np.uint64]:
     What the code that CPUs run has at hand: their registers and live stacks.
 
     CPUs that are offline are not left out: after a panic those that were
-    stopped are (``stop_this_cpu()``). So has that which they would run next: a task that was preempted stopped in
-    the middle of something, too. What the dump does not have of it is left out.
+    stopped are (``stop_this_cpu()``). So has that which they would run next: a
+    task that was preempted stopped in the middle of something, too. What the
+    dump does not have of it is left out.
 
     :return: sorted uint64 array of words
     """

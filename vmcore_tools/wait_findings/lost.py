@@ -7,6 +7,7 @@ from typing import Dict, Iterator, Optional, Tuple
 
 from drgn import FaultError, Object
 
+from vmcore_tools.kernel.cpu_state import is_up
 from vmcore_tools.kernel.lost_wakeups import is_over, may_be_about_to_wake
 from vmcore_tools.kernel.task import live_registers, words_at_hand
 from vmcore_tools.kernel.wait_graph import Root
@@ -101,7 +102,9 @@ class LostWakeup(Cause):
     def _unread_registers(self) -> Tuple[str, ...]:
         for queue in self.view.queues.values():
             try:
-                unread = not queue.idle and live_registers(queue.current) is None
+                # Also one that is idle can be in an interrupt that wakes.
+                up = is_up(self.view.prog, queue.cpu)
+                unread = up and live_registers(queue.current) is None
             except FaultError:
                 unread = True
             if unread:
