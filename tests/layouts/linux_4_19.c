@@ -332,8 +332,11 @@ struct idr {
 	unsigned int idr_next;
 };
 
+struct file_operations;
+
 struct drm_driver {
 	char *name;
+	const struct file_operations *fops;
 };
 
 struct drm_mode_config {
@@ -374,10 +377,37 @@ struct drm_mode_object {
 	struct kref refcount;
 };
 
+struct drm_framebuffer;
+
+struct drm_framebuffer_funcs {
+	void (*destroy)(struct drm_framebuffer *fb);
+};
+
+/* drivers/gpu/drm/drm_gem_framebuffer_helper.c */
+
+void drm_gem_fb_destroy(struct drm_framebuffer *fb)
+{
+}
+
+const struct drm_framebuffer_funcs virtio_gpu_fb_funcs = {
+	.destroy = drm_gem_fb_destroy,
+};
+
+/* drivers/gpu/drm/i915/display/intel_fb.c */
+
+static void intel_user_framebuffer_destroy(struct drm_framebuffer *fb)
+{
+}
+
+const struct drm_framebuffer_funcs intel_fb_funcs = {
+	.destroy = intel_user_framebuffer_destroy,
+};
+
 struct drm_framebuffer {
 	struct drm_device *dev;
 	struct list_head head;
 	struct drm_mode_object base;
+	const struct drm_framebuffer_funcs *funcs;
 	struct drm_gem_object *obj[4];
 };
 
@@ -874,6 +904,10 @@ struct workqueue_struct {
 	struct list_head maydays;
 	struct worker *rescuer;
 	int nr_drainers;
+#ifdef NODE_NR_ACTIVE /* v6.9 */
+	int max_active;
+	struct wq_node_nr_active **node_nr_active;
+#endif
 	int saved_max_active;
 	struct workqueue_attrs *unbound_attrs;
 	struct pool_workqueue *dfl_pwq;
@@ -885,6 +919,11 @@ struct workqueue_struct {
 	struct pool_workqueue *numa_pwq_tbl[];
 };
 struct workqueue_struct keep_workqueue_struct;
+
+enum {
+	WQ_UNBOUND = 1 << 1,
+	WQ_FREEZABLE = 1 << 2,
+} keep_wq_flags;
 
 enum {
 	WORK_STRUCT_PENDING_BIT = 0,
@@ -923,8 +962,13 @@ struct pool_workqueue {
 	int flush_color;
 	int refcnt;
 	int nr_in_flight[WORK_NR_COLORS];
+#ifdef NODE_NR_ACTIVE
+	bool plugged;
+	int nr_active;
+#else
 	int nr_active;
 	int max_active;
+#endif
 	struct list_head delayed_works;
 	struct list_head pwqs_node;
 	struct list_head mayday_node;

@@ -27,9 +27,11 @@ from vmcore_tools.kernel.workqueue import (
     for_each_flushed_pwq,
     for_each_inactive_work,
     for_each_pending_work,
+    for_each_pwq_limited_with,
     for_each_scheduled_work,
     for_each_worker,
     is_mayday,
+    is_stopped,
     only_color_in_flight,
     pool_is_bh,
     pool_is_managed,
@@ -79,8 +81,11 @@ def follow_work(chains: WaitChains, node: Node) -> Iterator[Edge]:
         key = f"pwq {pwq.value_():#x}"
         chains.add(Node(key, OBJECT, pwq, "active works of the workqueue"), any_of=True)
         yield Edge(node.key, key, "is kept back by max_active of")
-        for edge in _active(chains, key, pwq):
-            chains.graph.add_edge(edge)
+        if is_stopped(pwq):
+            return  # whoever may have been active would change nothing
+        for limited in for_each_pwq_limited_with(pwq):
+            for edge in _active(chains, key, limited):
+                chains.graph.add_edge(edge)
         return
     for worker in for_each_worker(pool):
         if _is_scheduled(worker, work):

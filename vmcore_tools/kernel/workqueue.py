@@ -515,6 +515,45 @@ def flushed_workqueues(prog: Program) -> Dict[int, Object]:
     return found
 
 
+def is_stopped(pwq: Object) -> bool:
+    """
+    Whether a pool_workqueue activates no work, however few are active.
+
+    The workqueue is frozen for a suspend, or it is an ordered one's, and plugged
+    until those before it are empty.
+
+    :param pwq: ``struct pool_workqueue *``
+    """
+    # 4c065dbce1e8 ("workqueue: Enable unbound cpumask update on ordered workqueues") in v6.9.
+    if hasattr(pwq, "plugged") and pwq.plugged.value_():
+        return True
+    # a045a272d887 ("workqueue: Move pwq->max_active to wq->max_active") in v6.9.
+    limited = pwq if hasattr(pwq, "max_active") else pwq.wq
+    return bool(limited.max_active.value_() == 0)
+
+
+def for_each_pwq_limited_with(pwq: Object) -> Iterator[Object]:
+    """
+    Iterate over the pool_workqueues whose active works max_active counts together.
+
+    Mirrors ``wq_node_nr_active()``.
+
+    :param pwq: ``struct pool_workqueue *``, which is one of them
+    :return: Iterator of ``struct pool_workqueue *``
+    :raises drgn.helpers.ValidationError: if the list is damaged
+    """
+    # 5797b1c18919 ("workqueue: Implement system-wide nr_active enforcement for unbound
+    # workqueues") in v6.9.
+    workqueue = pwq.wq.read_()
+    by_node = hasattr(workqueue, "node_nr_active")
+    if not by_node or not workqueue.flags.value_() & pwq.prog_.constant("WQ_UNBOUND").value_():
+        yield pwq
+        return
+    for other in for_each_pool_workqueue(workqueue):
+        if other.pool.node.value_() == pwq.pool.node.value_():
+            yield other
+
+
 def for_each_flushed_pwq(workqueue: Object) -> Iterator[Object]:
     """
     Iterate over the pool_workqueues that the first flusher still waits for.
