@@ -88,10 +88,20 @@ def test_hostile_vmcoreinfo(tmp_path: Path) -> None:
 
 def test_vmcoreinfo_that_drgn_cannot_parse(tmp_path: Path) -> None:
     path = tmp_path / "vmcore"
-    path.write_bytes(files.elf_vmcore(files.vmcoreinfo().replace(b"PAGESIZE=4096", b"PAGESIZE=x")))
+    note = files.vmcoreinfo().replace(b"KERNELOFFSET=", b"KERNELOFFSET=x")
+    assert b"KERNELOFFSET=x" in note
+    path.write_bytes(files.elf_vmcore(note))
     reason = facts_of(path)["kernel"]
     assert isinstance(reason, Absent)
     assert reason.reason.startswith("vmcore cannot be opened: ")
+
+
+def test_a_page_size_that_none_is(tmp_path: Path) -> None:
+    # Nothing that is told of the dump would be right: all of it is counted in pages.
+    path = tmp_path / "vmcore"
+    path.write_bytes(files.elf_vmcore(files.vmcoreinfo().replace(b"PAGESIZE=4096", b"PAGESIZE=x")))
+    with pytest.raises(TargetError, match="its VMCOREINFO has an impossible PAGESIZE; copy "):
+        describe(path)
 
 
 def test_not_a_dump(tmp_path: Path) -> None:
