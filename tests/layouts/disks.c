@@ -122,6 +122,7 @@ struct request {
 	struct bio *bio;
 	struct bio *biotail;
 	u64 start_time_ns;
+	u64 io_start_time_ns;
 	enum mq_rq_state state;
 	unsigned int timeout;
 #ifdef DISKS_4_19

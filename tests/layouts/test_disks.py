@@ -41,7 +41,12 @@ class Disk:
         return machine.new("struct request_queue", {"queue_hw_ctx": array, "nr_hw_queues": 1})
 
     def request(
-        self, state: int = IN_FLIGHT, begun: int = NOW, start_ns: int = 0, queue: int = 0
+        self,
+        state: int = IN_FLIGHT,
+        begun: int = NOW,
+        start_ns: int = 0,
+        queue: int = 0,
+        io_start_ns: int = 0,
     ) -> int:
         """:param begun: jiffies when its timer started"""
         deadline = "__deadline" if self.release.startswith("4.") else "deadline"
@@ -51,6 +56,7 @@ class Disk:
             "timeout": TIMEOUT,
             deadline: begun + TIMEOUT,
             "start_time_ns": start_ns,
+            "io_start_time_ns": io_start_ns,
         }
         return self.machine.new("struct request", members)
 
@@ -113,12 +119,24 @@ def test_what_the_driver_has_started(disk: Disk) -> None:
 def test_an_idle_disk(disk: Disk) -> None:
     disk.tagged([disk.request(state=IDLE), 0, 0, disk.request(state=COMPLETE)])
     assert disk.in_flight().requests.tolist() == []
-    assert disk.in_flight().oldest_ns is None
+    assert (disk.in_flight().oldest_ns, disk.in_flight().started_ns) == (None, None)
 
 
 def test_the_timer_starts_again_but_not_the_request(disk: Disk) -> None:
     disk.tagged([disk.request(begun=NOW - 250, start_ns=NOW_NS - 40_000_000_000), 0, 0, 0])
     assert disk.in_flight().oldest_ns == 40_000_000_000
+    # It need not have been the driver's all that time.
+    assert disk.in_flight().started_ns == 250 * JIFFY_NS
+
+
+def test_statistics_know_when_the_driver_got_it(disk: Disk) -> None:
+    times = {
+        "start_ns": NOW_NS - 40_000_000_000,
+        "io_start_ns": NOW_NS - 30_000_000_000,
+    }
+    disk.tagged([disk.request(begun=NOW - 250, **times), 0, 0, 0])
+    assert disk.in_flight().oldest_ns == 40_000_000_000
+    assert disk.in_flight().started_ns == 30_000_000_000
 
 
 def test_a_damaged_number_of_tags(disk: Disk) -> None:

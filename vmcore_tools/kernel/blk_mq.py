@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +38,12 @@ class InFlight:
     :ivar requests: uint64 array of ``struct request *``
     :ivar oldest_ns: how long ago the oldest one was allocated or, if that is not known, started;
         None if there is none
+    :ivar started_ns: how long the driver has certainly had one of them
     """
 
     requests: npt.NDArray[np.uint64]
     oldest_ns: Optional[int]
+    started_ns: Optional[int] = None
 
 
 def for_each_hw_queue(queue: Object) -> Iterator[Object]:
@@ -83,17 +85,21 @@ def requests_in_flight(queue: Object) -> InFlight:
     type_ = prog.type("struct request")
     members = {"queue": "q", "state": "state", "timeout": "timeout", "start": "start_time_ns"}
     # v4.19 has two helpers around it, and the underscores.
+    if type_.has_member("io_start_time_ns"):
+        members["begun"] = "io_start_time_ns"
     members["deadline"] = "deadline" if type_.has_member("deadline") else "__deadline"
-    started = prog.constant("MQ_RQ_IN_FLIGHT").value_()
+    in_flight = prog.constant("MQ_RQ_IN_FLIGHT").value_()
     addresses = np.unique(np.concatenate([np.zeros(0, np.uint64), *_tagged(queue)])).tolist()
     structs, read = read_structs(prog, addresses, field_dtype(type_, members))
     if not read.all():
         # The first one that is missing tells of itself.
         prog.read(addresses[int(np.argmin(read))], type_.size)
-    chosen = (structs["queue"] == queue.value_()) & (structs["state"] == started)
+    chosen = (structs["queue"] == queue.value_()) & (structs["state"] == in_flight)
     structs = structs[chosen]
     requests = np.array(addresses, dtype=np.uint64)[chosen]
-    return InFlight(requests, _oldest_ns(queue, structs) if len(structs) else None)
+    started = _started_ages(queue, structs)
+    ages = started + _ages(queue, structs["start"])
+    return InFlight(requests, max(ages, default=None), max(started, default=None))
 
 
 def _tagged(queue: Object) -> Iterator[npt.NDArray[np.uint64]]:
@@ -114,19 +120,26 @@ def _tagged(queue: Object) -> Iterator[npt.NDArray[np.uint64]]:
         yield requests[requests != 0]
 
 
-def _oldest_ns(queue: Object, structs: npt.NDArray[np.void]) -> Optional[int]:
+def _started_ages(queue: Object, structs: npt.NDArray[np.void]) -> List[int]:
     """
-    By the requests' timers, which start again when they expire, and by when they were allocated.
+    How long ago requests were given to the driver.
 
-    Not all requests have a time of the latter.
+    By their timers, which start again when they expire; and by the time that
+    ``blk_mq_start_request()`` keeps for statistics, which not all have.
     """
-    prog = queue.prog_
-    now_ns = int(ktime_get_coarse_ns(prog).value_())
-    starts = structs["start"].astype(np.int64)
-    ages = [now_ns - start for start in starts.tolist() if 0 < start <= now_ns]
     begun = structs["deadline"].astype(np.uint64) - structs["timeout"].astype(np.uint64)
-    ages += [age for age in jiffies_age_ns(prog, begun).tolist() if age >= 0]
-    return max(ages, default=None)
+    ages = [age for age in jiffies_age_ns(queue.prog_, begun).tolist() if age >= 0]
+    if "begun" in (structs.dtype.names or ()):
+        ages += _ages(queue, structs["begun"])
+    return ages
+
+
+def _ages(queue: Object, times: npt.NDArray[np.uint64]) -> List[int]:
+    """How long ago some times of the monotonic clock were: 0 is none."""
+    if not len(times):
+        return []
+    now_ns = int(ktime_get_coarse_ns(queue.prog_).value_())
+    return [now_ns - time for time in times.tolist() if 0 < time <= now_ns]
 
 
 def for_each_bio(request: Object) -> Iterator[Object]:

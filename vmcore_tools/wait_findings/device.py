@@ -71,6 +71,9 @@ device is not to blame: VT311 or VT312 name what keeps the work from running.
 
 Of a disk, `in_flight` requests were started and not completed, the oldest
 `oldest_ns` ago; of one of virtio_blk the rings say as well how many the host has.
+That is by when it was allocated, if its timer has started again since, or it was
+kept back until then: it is `likely` as long as the driver may have had it for less
+than is too long.
 
 Tasks in interruptible sleep count as victims, too, if they wait for a fence of
 the device: that is how Xorg mostly waits for a GPU. They may time out and

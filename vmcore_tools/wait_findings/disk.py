@@ -17,6 +17,7 @@ from vmcore_tools.wait_findings.view import WaitView, maybe
 
 #: What the guest's memory does not say.
 UNHEARD = "whether the guest's notification reached the host"
+STARTED = "for how long the driver has had the oldest of them, which was allocated that long ago"
 INTERRUPT = "whether an interrupt is under way: a host ends its I/O when it is stopped for a dump"
 
 
@@ -43,6 +44,8 @@ def disk_late(view: WaitView, root: Root, rule: Rule, late_ns: int) -> Optional[
     state, what, unread = _verdict(rings)
     if not all(edge.proven for edge in view.graph.edges_to(node.key)):
         unread = (*unread, "whether what the tasks wait for is part of the requests")
+    if (flight.started_ns or 0) < late_ns:
+        unread = (*unread, STARTED)
     confidence = Confidence.LIKELY if unread else Confidence.PROVEN
     return Finding(
         rule=rule,
