@@ -8,12 +8,12 @@ from typing import Any, Dict, List, Set
 
 import pytest
 from drgn import Object, container_of
-from drgn.helpers.linux.pid import find_task
+from drgn.helpers.linux.pid import find_task, for_each_task
 
 from drgn_scripts.wait_graph import ANALYSIS
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import demo, runner
-from vmcore_tools.kernel import wait_chain
+from vmcore_tools.kernel import run_queue, wait_chain
 from vmcore_tools.kernel.run_queue import (
     for_each_run_queue,
     need_resched,
@@ -127,6 +127,32 @@ def test_a_task_that_may_just_have_preempted_the_culprit_is_not_blamed(
     assert facts["waited_ns"] > facts["wait_ns"]
     assert isinstance(facts["since_switch_ns"], Absent)
     assert "held_ns" not in facts and "before" not in facts
+
+
+def test_a_worker_that_the_cpu_has_only_to_queue_waits_for_it(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if CPUs woke each other's tasks by interrupts, which CPU 1 does not take.
+    kept = demo_dump.truth["culprit"]["cpu"]
+    (waiting,) = (
+        task
+        for task in for_each_task(demo_dump.target.prog)
+        if task.comm.string_() == b"kworker/1:1"
+    )
+    of_list = run_queue.for_each_queued_task
+    monkeypatch.setattr(
+        run_queue,
+        "for_each_queued_task",
+        lambda rq: iter(()) if rq.cpu.value_() == kept else of_list(rq),
+    )
+    monkeypatch.setattr(
+        run_queue,
+        "for_each_pending_wakeup",
+        lambda _prog, cpu: iter([waiting] if cpu == kept else []),
+    )
+    finding = found_again(demo_dump, monkeypatch)
+    assert (finding.rule.id, finding.confidence) == ("VT311", Confidence.PROVEN)
+    assert finding.subject.pid == demo_dump.truth["culprit"]["pid"]
 
 
 def test_a_task_that_may_have_run_on_another_cpu_first_is_likely_to_be_the_one(

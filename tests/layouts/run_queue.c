@@ -35,6 +35,7 @@ struct sched_rt_entity {
 struct sched_entity {
 	struct list_head group_node;
 	u64 exec_start;
+	unsigned char sched_delayed;
 };
 
 struct sched_info {

@@ -98,6 +98,16 @@ def test_a_tree_is_not_looked_at_where_none_is_queued(queue: Queue) -> None:
     assert queue.pids == []
 
 
+def test_who_went_to_sleep_does_not_wait_for_the_cpu_though_it_is_queued(queue: Queue) -> None:
+    fair(queue, 9)
+    (queued,) = run_queue(queue.machine.prog, 0, True, 1000).queued
+    delayed = {"on_rq": 1, "se.sched_delayed": 1}
+    queue.machine.put("struct task_struct", queued.task.value_(), delayed)
+    assert queue.pids == [9]
+    assert run_queue(queue.machine.prog, 0, True, 1000).queued == ()
+    assert not is_queued(queued.task)
+
+
 TASK_WAKING, TASK_UNINTERRUPTIBLE = 0x200, 2
 CSD_TYPE_TTWU, CSD_TYPE_SYNC, CSD_FLAG_LOCK = 0x30, 0x10, 1
 

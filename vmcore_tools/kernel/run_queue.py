@@ -15,6 +15,7 @@ from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, rq_for_each_fair_task
 
 from vmcore_tools.kernel.cpu_state import for_each_pending_wakeup
+from vmcore_tools.kernel.task import is_sleep_delayed
 
 #: A bound that no machine reaches; a damaged list must end.
 _TASKS_MAX = 4 << 20
@@ -125,7 +126,7 @@ def run_queue(prog: Program, cpu: int, online: bool, now_ns: int) -> RunQueue:
     queued: List[QueuedTask] = []
     throttled: List[QueuedTask] = []
     for task in for_each_queued_task(rq):
-        if task != current:
+        if task != current and not is_sleep_delayed(task):
             found = QueuedTask(task, queued_ns(task, now_ns), since_run_ns(task, rq, now_ns))
             (throttled if is_throttled(task) else queued).append(found)
     for task in for_each_pending_wakeup(prog, cpu):

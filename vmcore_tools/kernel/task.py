@@ -79,9 +79,17 @@ def is_queued(task: Object) -> bool:
     """
     if task_on_cpu(task) or task_state(task) & TASK_WAKING:
         return True
-    # From v6.12 on a task that went to sleep can stay queued for a while.
-    delayed = hasattr(task.se, "sched_delayed") and task.se.sched_delayed.value_()
-    return bool(task.on_rq.value_()) and not delayed
+    return bool(task.on_rq.value_()) and not is_sleep_delayed(task)
+
+
+def is_sleep_delayed(task: Object) -> bool:
+    """
+    Whether a task that went to sleep is left on its run queue for a while.
+
+    :param task: ``struct task_struct *``
+    """
+    # 152e11f6df29 ("sched/fair: Implement delayed dequeue") in v6.12.
+    return hasattr(task.se, "sched_delayed") and bool(task.se.sched_delayed.value_())
 
 
 def task_comm(task: Object) -> str:
