@@ -12,7 +12,8 @@ pointers to the object: if there are none, it leaked (VT410); what points at it
 otherwise is named (VT415), unless it is a task at work. Holders without a
 reference are the opposite (VT414), and worst where the GPU still uses the
 buffer (VT413). DRM files that no process has any more keep all their buffers
-(VT412), and a process can keep more than it needs (VT411).
+(VT412), and a process can keep more than it needs (VT411). Of a file that is
+just being closed, which can wait for the GPU, each handle may be gone or not.
 
 It decides by holders alone, never by an object's age. What is held rightly is
 no leak, however many there are.
@@ -161,9 +162,14 @@ def analyze(ctx: Context) -> Iterator[Any]:
     count_audit_gaps(ctx, index, audited, "GEM objects")
     result = GemAudit(holders, audited, _pages(ctx, holders))
     files = [file for known in holders.devices for file in known.files]
-    clients = drm_clients(index, files)
+    closing = [file for known in holders.devices for file in known.closing_files]
+    clients = drm_clients(index, files, closing)
     for what, why, address in (*holders.gaps, *clients.gaps):
         ctx.coverage.gap(what, why, address)
+    lost = holders.without_device
+    if len(lost):
+        why = "its device is on no list, and so its handles were not walked"
+        ctx.coverage.gap("GEM object", why, int(lost[0]), count=len(lost))
     of_file = _objects_of_files(holders)
     usages = _usages(holders, clients, of_file)
 
@@ -388,11 +394,12 @@ class _Users:
     """Processes with handles and mappings of GEM objects, and commands that use them."""
 
     def __init__(self, prog: Program, holders: GemHolders, clients: DrmClients) -> None:
-        handles = holders.handles
+        handles = holders.handles.joined(holders.closing_handles)
         order = np.argsort(handles.gem, kind="stable")
         self._gem = handles.gem[order]
         self._file, self._handle = handles.file[order], handles.handle[order]
         self._names = {c.file.value_(): _client_name(c) for c in clients.clients}
+        self._names.update((c.file.value_(), _closing_name(c)) for c in clients.closing)
         self._others: Dict[int, List[str]] = {}
         for gem, times in Counter(holders.commands.gem.tolist()).items():
             self._others[gem] = [f"{times} command{'s' if times > 1 else ''} in flight"]
@@ -431,6 +438,12 @@ def _client_name(client: DrmClient) -> str:
     if client.process is not None:
         return _process(client.process)
     return "a file that no process has"
+
+
+def _closing_name(client: DrmClient) -> str:
+    if client.opener is not None:
+        return f"{_process(client.opener)}, which is closing its file,"
+    return "a file that is being closed"
 
 
 def _process(task: Object) -> str:

@@ -43,6 +43,9 @@ _WRAPPERS = (
     "__?drm_gem_shmem_create.*|virtio_gpu_create_object|virtio_gpu_object_create"
     "|virtio_gpu_alloc_object|virtio_gpu_vram_create|__?vgem_gem_create.*"
 )
+_THEY_STAY = (
+    ": its {objects} GEM objects, buffers of {size_bytes} with {pages_bytes} in memory, stay."
+)
 #: The kind of holder that a command is.
 _COMMAND = "command"
 
@@ -94,7 +97,7 @@ DEAD_CLIENT = Rule(
     summary="Buffers of a DRM file stay in memory, and no process has the file.",
     remedy=(
         "Look for who took a reference to the DRM device's open file and never dropped it: a "
-        "missing fput(), or a fork of a descriptor's owner in the kernel."
+        "get_file() or fget() without its fput()."
     ),
     page="""\
 The handles of an open DRM file are closed with its last reference. This file
@@ -102,8 +105,9 @@ has one left, but no descriptor, no message on its way through a socket and no
 mapping is one: no process can close it any more. Its GEM objects stay, with
 their pages: `pages_bytes` of `size_bytes`.
 
-`proven` if no pointer to the file is in all of kernel memory; `suspected`
-where something unknown points at it, which `pointed_at_from` names.""",
+`proven` if no pointer to the file is in all of kernel memory, and this was read
+in full; `likely` otherwise. Where something unknown points at the file it may be
+held rightly, as by io_uring that it was registered with: this is VT415.""",
 )
 UNHELD_COMMAND = Rule(
     id="VT413",
@@ -143,7 +147,8 @@ in flight uses are under VT413.
 
 An object that a task has on its stack or in a register is left out: its count
 may be changing. `likely` where registers are not in the dump, or the target is
-live.""",
+live. `suspected` for objects that live of drivers other than virtio_gpu and
+vgem: such a driver may have one reference for several pointers.""",
 )
 UNKNOWN_HOLDER = Rule(
     id="VT415",
@@ -159,7 +164,11 @@ As VT410, but something points at the objects that is neither a known holder nor
 a task's stack or register, nor anything that a task has. It may be a holder of
 a kind that is not known here, so a leak is not claimed. Objects of drivers
 other than virtio_gpu and vgem are not reported: their own holders are not
-known.""",
+known.
+
+The same is said of an open DRM file that no process has, and that something
+unknown points at: a file that was registered with io_uring is held like this,
+and so are its buffers.""",
 )
 RULES = (LEAKED, HOARD, DEAD_CLIENT, UNHELD_COMMAND, DANGLING, UNKNOWN_HOLDER)
 
@@ -288,15 +297,22 @@ def dangling(index: SlabIndex, result: GemAudit) -> Iterator[Finding]:
     nobody = np.zeros(len(result.audit.verdict), dtype=np.int64)
     used = result.audit.holders.get(_COMMAND, nobody)[alive] > 0
     by_command = np.array([_COMMAND in kinds for kinds in stale.kinds], dtype=bool)
-    for rule, some, freed in (
-        (UNHELD_COMMAND, alive[used], by_command),
-        (DANGLING, alive[~used], ~by_command),
+    known = result.holders.described.driver_known[alive]
+    for rule, some, freed, sure in (
+        (UNHELD_COMMAND, alive[used], by_command, True),
+        (DANGLING, alive[~used & known], ~by_command, True),
+        (DANGLING, alive[~used & ~known], np.zeros_like(by_command), False),
     ):
-        yield from _dangling(index, result, rule, some, freed)
+        yield from _dangling(index, result, rule, some, freed, sure)
 
 
 def _dangling(
-    index: SlabIndex, result: GemAudit, rule: Rule, alive: Ints, freed: npt.NDArray[np.bool_]
+    index: SlabIndex,
+    result: GemAudit,
+    rule: Rule,
+    alive: Ints,
+    freed: npt.NDArray[np.bool_],
+    driver_known: bool,
 ) -> Iterator[Finding]:
     if not (len(alive) or freed.any()):
         return
@@ -308,21 +324,26 @@ def _dangling(
     )
     who = "that commands in flight use " if rule is UNHELD_COMMAND else ""
     caches = audit.stale.cache[audit.stale.cache >= 0]
+    confidence, unread, signature = found.confidence, found.unread, found.kinds
+    if not driver_known:
+        drivers = sorted({result.driver(i) or "an unknown driver" for i in alive.tolist()})
+        confidence, signature = Confidence.SUSPECTED, (*signature, *drivers)
+        unread = (*unread, f"for which pointers {', '.join(drivers)} has a reference")
     yield Finding(
         rule=rule,
-        confidence=found.confidence,
+        confidence=confidence,
         message=(
             f"{{objects}} GEM objects {who}have more holders than references, and "
             "{freed_objects} are freed and still pointed at by a holder; the holders: {holders}."
         ),
         subject=Ref(TYPE, "", examples[0]),
         evidence=(*found.evidence, Evidence("examples", Kind.ADDRESS, examples)),
-        signature_key=("dangling", TYPE, *found.kinds),
+        signature_key=("dangling", TYPE, *signature),
         related=tuple(
             Ref("slab cache", index.caches[number].name, index.caches[number].cache.value_())
             for number in sorted(set(caches.tolist()))
         ),
-        unread=found.unread,
+        unread=unread,
     )
 
 
@@ -384,7 +405,7 @@ def dead_clients(
     clients: Sequence[Tuple[DrmClient, Ints]],
 ) -> Iterator[Finding]:
     """
-    VT412.
+    VT412, or VT415 where something unknown points at the file.
 
     :param files: the audit of the clients' files
     :param addresses: address of each ``struct file`` to its position there
@@ -397,8 +418,10 @@ def dead_clients(
             continue
         places: Tuple[str, ...] = ()
         unread: List[str] = []
+        rule, holder = DEAD_CLIENT, "are left"
         confidence = Confidence.PROVEN if files.can_prove else Confidence.LIKELY
         if verdict == Verdict.UNKNOWN_HOLDER:
+            rule, holder = UNKNOWN_HOLDER, "are held by something that is not known here"
             places, confidence = pointed_at_from(files, np.array([at])), Confidence.SUSPECTED
             unread.append("what the unknown pointers mean")
         elif not files.can_prove:
@@ -409,12 +432,12 @@ def dead_clients(
             comm = task_comm(client.opener)
         driver = result.holders.drivers.get(client.device, "")
         yield Finding(
-            rule=DEAD_CLIENT,
+            rule=rule,
             confidence=confidence,
             message=(
                 "No process has the DRM file of {minor} any more that PID {opener_pid} opened, "
-                "but {references} references to it are left: its {objects} GEM objects, buffers "
-                "of {size_bytes} with {pages_bytes} in memory, stay."
+                f"but {{references}} references to it {holder}"
+                + (_THEY_STAY if len(objects) else "; it has no GEM objects.")
             ),
             subject=Ref("struct drm_file", client.minor, client.file.value_()),
             evidence=(

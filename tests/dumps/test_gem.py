@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 import numpy as np
-from drgn import Object
+import pytest
+from drgn import Object, Program
 from drgn.helpers.linux.idr import idr_for_each
 
 from drgn_scripts.gem_objects import ANALYSIS
 from tests.dumps.conftest import ShippedDump
-from vmcore_tools.kernel.drm import for_each_drm_device, for_each_drm_file, minor_name
+from vmcore_tools.kernel.drm import (
+    for_each_drm_device,
+    for_each_drm_file,
+    for_each_framebuffer,
+    minor_name,
+)
 from vmcore_tools.kernel.drm_clients import drm_clients
 from vmcore_tools.kernel.drm_gem import gem_handles
+from vmcore_tools.kernel.files import FileReferences
 from vmcore_tools.kernel.gem_holders import gem_holders
 from vmcore_tools.kernel.id_slots import idr_slots
 from vmcore_tools.kernel.slab import slab_index
-from vmcore_tools.model import Status
+from vmcore_tools.model import Confidence, Report, Severity, Status
 from vmcore_tools.runner import run
 
 
@@ -117,3 +124,104 @@ def test_a_client_above_the_threshold_hoards(shipped: ShippedDump) -> None:
             evidence = {item.name: item.value for item in finding.evidence}
             assert (evidence["pid"], evidence["objects"]) == (most.pid, most.objects)
             assert evidence["size_bytes"] == most.size_bytes
+
+
+def _largest(shipped: ShippedDump) -> Tuple[int, int]:
+    """The DRM file with most handles, and how many."""
+    prog = shipped.target.prog
+    files = [f.value_() for d in for_each_drm_device(prog) for f in for_each_drm_file(d)]
+    counts = [
+        len(gem_handles([Object(prog, "struct drm_file *", value=file)]).gem) for file in files
+    ]
+    return max(zip(files, counts), key=lambda pair: pair[1])
+
+
+def _run_again(shipped: ShippedDump) -> Report:
+    return run(
+        shipped.target,
+        [ANALYSIS],
+        {},
+        limit=None,
+        progress=lambda items, _what, _total: items,
+    )
+
+
+def _table(report: Report, name: str) -> List[Any]:
+    (result,) = report.analyses
+    (table,) = [table for table in result.tables if table.row_type.__name__ == name]
+    return list(table.rows)
+
+
+def test_a_client_that_is_closing_its_file(
+    shipped: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """drm_close_helper() took its file off the list, and waits for the GPU since."""
+    largest, handles = _largest(shipped)
+
+    def without_it(device: Object) -> Iterator[Object]:
+        return (file for file in for_each_drm_file(device) if file.value_() != largest)
+
+    monkeypatch.setattr("vmcore_tools.kernel.gem_holders.for_each_drm_file", without_it)
+    report = _run_again(shipped)
+    assert [f.rule.id for f in report.findings if f.rule.id.startswith("VT41")] == []
+    before = {row.address: row for row in rows(shipped, "GemObject")}
+    after = {row.address: row for row in _table(report, "GemObject")}
+    assert {a: (row.verdict, row.held_by_handle) for a, row in after.items()} == {
+        a: (row.verdict, row.held_by_handle) for a, row in before.items()
+    }
+    assert sum(row.users.count("closing its file, handle") for row in after.values()) == handles
+    assert largest not in {row.drm_file for row in _table(report, "GemClient")}
+
+
+def test_framebuffers_with_one_reference_for_all_of_an_object(
+    shipped: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As i915 has them: two of each, and a driver that is not known."""
+
+    def twice(device: Object) -> Iterator[Object]:
+        return (framebuffer for one in for_each_framebuffer(device) for framebuffer in (one, one))
+
+    monkeypatch.setattr("vmcore_tools.kernel.gem_holders.for_each_framebuffer", twice)
+    monkeypatch.setattr("vmcore_tools.kernel.gem_holders._KNOWN_DRIVERS", ())
+    found = [f for f in _run_again(shipped).findings if f.rule.id == "VT414"]
+    # Their destroy() drops a reference for each pointer, but who knows what the driver takes.
+    assert {f.confidence for f in found} == {Confidence.SUSPECTED}
+    monkeypatch.setattr(
+        "vmcore_tools.kernel.gem_holders.destroyed_by_helper", lambda framebuffer: False
+    )
+    assert not [f for f in _run_again(shipped).findings if f.rule.id.startswith("VT41")]
+
+
+def test_mappings_of_an_address_space_that_no_task_has_yet(
+    shipped: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fork() puts the mapping there before it takes the reference."""
+    index = slab_index(shipped.target.prog, shipped.target.memory)
+    exact = gem_holders(index)
+    monkeypatch.setattr("vmcore_tools.kernel.gem_holders.mm_users", lambda prog, mms: {})
+    found = gem_holders(index)
+    mapped = [group for group in found.described.holders if group.kind == "mapping"]
+    assert all(group.at_most for group in mapped if len(group.held))
+    before = [group for group in exact.described.holders if group.kind == "mapping"]
+    assert sum(len(group.held) for group in mapped) == sum(len(group.held) for group in before)
+
+
+def test_a_file_that_no_process_has_may_be_held_rightly(
+    shipped: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are registered with io_uring have no descriptor left."""
+
+    def nobody(prog: Program, tables: Sequence[int], files: Any) -> FileReferences:
+        return FileReferences.of([], [])
+
+    monkeypatch.setattr("vmcore_tools.kernel.drm_clients.descriptors", nobody)
+    found = [f for f in _run_again(shipped).findings if f.rule.id in ("VT412", "VT415")]
+    # The tables of descriptors point at the files.
+    assert found
+    assert {(f.rule.id, f.rule.severity, f.confidence) for f in found} == {
+        ("VT415", Severity.WARNING, Confidence.SUSPECTED)
+    }
+    for finding in found:
+        evidence = {item.name: item.value for item in finding.evidence}
+        assert evidence["pointed_at_from"]
+        assert ("no GEM objects" in finding.message) == (evidence["objects"] == 0)

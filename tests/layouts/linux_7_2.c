@@ -232,6 +232,7 @@ struct idr {
 
 struct drm_driver {
 	char *name;
+	const struct file_operations *fops;
 };
 
 struct drm_mode_config {
@@ -351,11 +352,38 @@ struct drm_mode_object {
 	struct kref refcount;
 };
 
+struct drm_framebuffer;
+
+struct drm_framebuffer_funcs {
+	void (*destroy)(struct drm_framebuffer *fb);
+};
+
+/* drivers/gpu/drm/drm_gem_framebuffer_helper.c */
+
+void drm_gem_fb_destroy(struct drm_framebuffer *fb)
+{
+}
+
+const struct drm_framebuffer_funcs virtio_gpu_fb_funcs = {
+	.destroy = drm_gem_fb_destroy,
+};
+
+/* drivers/gpu/drm/i915/display/intel_fb.c */
+
+static void intel_user_framebuffer_destroy(struct drm_framebuffer *fb)
+{
+}
+
+const struct drm_framebuffer_funcs intel_fb_funcs = {
+	.destroy = intel_user_framebuffer_destroy,
+};
+
 struct drm_framebuffer {
 	struct drm_device *dev;
 	struct list_head head;
 	struct drm_mode_object base;
 	unsigned int internal_flags;
+	const struct drm_framebuffer_funcs *funcs;
 	struct drm_gem_object *obj[4];
 };
 struct drm_framebuffer keep_drm_framebuffer;
@@ -445,6 +473,7 @@ struct virtio_gpu_device {
 struct virtio_gpu_device keep_virtio_gpu_device;
 
 struct xarray drm_minors_xa;
+struct xarray accel_minors_xa;
 
 /* Of tasks and vmalloc areas only what the search for pointers asks for. */
 

@@ -169,9 +169,11 @@ def test_verdicts_of_objects_on_ttm(gpu: Gpu) -> None:
     gpu.handles({1: held, 64: held, 2: twice, 3: missing})
     framebuffers = []
     for gem in (shown, missing):
-        framebuffer = machine.new(
-            "struct virtio_gpu_framebuffer", {"base.base.refcount.refcount.refs.counter": 1}
-        )
+        members: Dict[str, Value] = {
+            "base.base.refcount.refcount.refs.counter": 1,
+            "base.funcs": machine.variable("virtio_gpu_fb_funcs"),
+        }
+        framebuffer = machine.new("struct virtio_gpu_framebuffer", members)
         array = offsetof(prog.type("struct virtio_gpu_framebuffer"), "base.obj")
         machine.words(framebuffer + array, [gem])
         node = offsetof(prog.type("struct virtio_gpu_framebuffer"), "base.head")
@@ -184,6 +186,38 @@ def test_verdicts_of_objects_on_ttm(gpu: Gpu) -> None:
         shown: Verdict.EXPLAINED,
         ending: Verdict.FREEING,
         missing: Verdict.DANGLING,
+    }
+
+
+def show(gpu: Gpu, gems: Sequence[int]) -> None:
+    machine = gpu.machine
+    type_ = machine.prog.type("struct drm_framebuffer")
+    nodes = []
+    for gem in gems:
+        members: Dict[str, Value] = {
+            "base.refcount.refcount.refs.counter": 1,
+            "funcs": machine.variable("virtio_gpu_fb_funcs"),
+        }
+        framebuffer = machine.new("struct drm_framebuffer", members)
+        machine.words(framebuffer + offsetof(type_, "obj"), [gem])
+        nodes.append(framebuffer + offsetof(type_, "head"))
+    gpu.link("mode_config.fb_list", nodes)
+
+
+def test_a_framebuffer_with_a_handle_and_no_reference(gpu: Gpu) -> None:
+    """As kernels have it that took only the first of two backports from v6.16."""
+    handled, alone, twice = gpu.object(1, 2, {}), gpu.object(1, 1, {}), gpu.object(1, 2, {})
+    # What neither backport's kernel has: too few references for the framebuffer's own.
+    missing = gpu.object(1, 1, {})
+    leaked = gpu.object(2, 1, {})
+    gpu.handles({1: handled, 2: missing})
+    show(gpu, [handled, alone, twice, twice, missing, leaked])
+    assert verdicts(gpu) == {
+        handled: Verdict.EXPLAINED,
+        alone: Verdict.EXPLAINED,
+        twice: Verdict.EXPLAINED,
+        missing: Verdict.DANGLING,
+        leaked: Verdict.LEAKED,
     }
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence
+from typing import Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from drgn import Object, Program, offsetof, sizeof
 from tests.layouts.machine import Machine, Value
 from tests.layouts.slabs import Slabs
 from tests.layouts.test_fences_7_2 import NOTE
+from vmcore_tools.gem_findings import GemAudit, dangling
 from vmcore_tools.kernel.audit import Audit, Verdict, audit
 from vmcore_tools.kernel.gem_holders import gem_holders
 from vmcore_tools.kernel.id_slots import xarray_slots
@@ -23,6 +25,7 @@ from vmcore_tools.kernel.virtio_gpu_objects import (
     object_layout,
     pages_in_memory,
 )
+from vmcore_tools.model import Confidence, Finding
 
 COUNT = "refcount.refcount.refs.counter"
 GEM, ARRAY = "struct drm_gem_object", "struct virtio_gpu_object_array"
@@ -132,6 +135,33 @@ class Gpu:
         head = self.device + self.offset("struct virtio_gpu_device", "obj_free_list")
         self.machine.link(head, [array + self.offset(ARRAY, "next") for array in arrays])
 
+    def show(
+        self, framebuffers: Sequence[Tuple[int, int, int]], funcs: str = "virtio_gpu_fb_funcs"
+    ) -> None:
+        """
+        :param framebuffers: object, reference count and flags of each
+        """
+        machine, nodes = self.machine, []
+        for gem, count, flags in framebuffers:
+            members: Dict[str, Value] = {
+                f"base.{COUNT}": count,
+                "internal_flags": flags,
+                "funcs": machine.variable(funcs),
+            }
+            framebuffer = machine.new("struct drm_framebuffer", members)
+            machine.words(framebuffer + self.offset("struct drm_framebuffer", "obj"), [gem])
+            nodes.append(framebuffer + self.offset("struct drm_framebuffer", "head"))
+        self.link("mode_config.fb_list", nodes)
+
+    def dangling(self) -> List[Finding]:
+        index = slab_index(self.machine.prog, self.machine.memory)
+        holders = gem_holders(index)
+        audited = audit(index, holders.described, lambda items, what, total: items)
+        # No CPU of this machine has its registers in the dump.
+        audited = dataclasses.replace(audited, registers_unread=0)
+        pages = np.zeros(len(audited.verdict), dtype=np.int64)
+        return list(dangling(index, GemAudit(holders, audited, pages)))
+
     def audit(self) -> Audit:
         index = slab_index(self.machine.prog, self.machine.memory)
         found = gem_holders(index)
@@ -206,18 +236,55 @@ def test_what_an_array_left_behind(gpu: Gpu) -> None:
 
 
 def test_a_framebuffer_counts_as_a_handle(gpu: Gpu) -> None:
-    machine = gpu.machine
     # Since v6.16: one reference of the framebuffer's, and one of its handle.
-    shown, old = gpu.object(2, 1, {}), gpu.object(1, 0, {})
-    dying = gpu.object(1, 0, {})
-    nodes = []
-    for gem, count, flags in ((shown, 1, 1), (old, 1, 0), (dying, 0, 0)):
-        members: Dict[str, Value] = {f"base.{COUNT}": count, "internal_flags": flags}
-        framebuffer = machine.new("struct drm_framebuffer", members)
-        machine.words(framebuffer + gpu.offset("struct drm_framebuffer", "obj"), [gem])
-        nodes.append(framebuffer + gpu.offset("struct drm_framebuffer", "head"))
-    gpu.link("mode_config.fb_list", nodes)
-    assert set(gpu.verdicts().values()) == {Verdict.EXPLAINED}
+    shown, old, lost = gpu.object(2, 1, {}), gpu.object(1, 0, {}), gpu.object(1, 1, {})
+    # drm_gem_fb_destroy() drops the reference, and then the handle.
+    dying, dropped, gone = gpu.object(2, 1, {}), gpu.object(1, 1, {}), gpu.object(1, 0, {})
+    leaked = gpu.object(3, 1, {})
+    framebuffers = [(shown, 1, 1), (old, 1, 0), (lost, 1, 1)]
+    framebuffers += [(gem, 0, 1) for gem in (dying, dropped, gone, leaked)]
+    gpu.show(framebuffers)
+    expected = dict.fromkeys([shown, old, dying, dropped, gone], Verdict.EXPLAINED)
+    assert gpu.verdicts() == {**expected, lost: Verdict.DANGLING, leaked: Verdict.LEAKED}
+
+
+def test_framebuffers_of_a_driver_with_one_reference_for_all(gpu: Gpu) -> None:
+    """i915's: two of an object, and a second plane, with the intel_frontbuffer's reference."""
+    shown, leaked = gpu.object(1, 0, {}), gpu.object(3, 0, {})
+    gpu.show([(shown, 1, 0), (shown, 1, 0), (leaked, 1, 0)], "intel_fb_funcs")
+    assert gpu.verdicts() == {shown: Verdict.EXPLAINED, leaked: Verdict.LEAKED}
+    gpu.show([(shown, 1, 0), (shown, 1, 0)], "virtio_gpu_fb_funcs")
+    assert gpu.verdicts()[shown] == Verdict.DANGLING
+
+
+def test_too_few_references_prove_nothing_where_the_driver_is_not_known(gpu: Gpu) -> None:
+    driver = gpu.machine.new("struct drm_driver", {"name": gpu.machine.string(b"amdgpu")})
+    shown = gpu.object(1, 0, {})
+    gpu.show([(shown, 1, 0), (shown, 1, 0)])
+    (known,) = gpu.dangling()
+    assert (known.rule.id, known.confidence, known.unread) == ("VT414", Confidence.PROVEN, ())
+    gpu.machine.put("struct drm_device", gpu.drm, {"driver": driver})
+    (found,) = gpu.dangling()
+    assert (found.rule.id, found.confidence) == ("VT414", Confidence.SUSPECTED)
+    assert any("amdgpu" in unread for unread in found.unread)
+
+
+def test_objects_of_an_accelerator(gpu: Gpu) -> None:
+    machine = gpu.machine
+    gem, lost = (
+        gpu.object(1, 1, {}),
+        gpu.object(1, 0, {"dev": machine.new("struct drm_device", {})}),
+    )
+    gpu.handles({1: gem})
+    minor = machine.new("struct drm_minor", {"dev": gpu.drm})
+    machine.put("struct xarray", machine.variable("drm_minors_xa"), {"xa_head": 0})
+    found = gem_holders(slab_index(machine.prog, machine.memory))
+    assert sorted(found.without_device.tolist()) == sorted([gem, lost])
+    machine.put("struct xarray", machine.variable("accel_minors_xa"), {"xa_head": minor})
+    machine.prog.cache.clear()
+    found = gem_holders(slab_index(machine.prog, machine.memory))
+    assert found.without_device.tolist() == [lost]
+    assert (found.handles.gem.tolist(), len(found.devices)) == ([gem], 1)
 
 
 def test_the_console_s_buffer(gpu: Gpu) -> None:
@@ -240,6 +307,15 @@ def test_trees_of_the_mmap_offsets_hold_nothing(gpu: Gpu) -> None:
     machine.put(GEM, first, {"vma_node.vm_files.rb_node": note})
     machine.words(note + 48, [second])
     assert set(gpu.verdicts().values()) == {Verdict.LEAKED}
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_what_is_not_where_such_a_note_is_may_hold_something(gpu: Gpu, larger: bool) -> None:
+    first, second = (gpu.object(1, 0, {}) for _ in range(2))
+    stray = next(gpu.objects) if larger else next(gpu.arrays) + 8
+    gpu.machine.put(GEM, first, {"vma_node.vm_files.rb_node": stray})
+    gpu.machine.words(stray + 48, [second])
+    assert gpu.verdicts() == {first: Verdict.LEAKED, second: Verdict.UNKNOWN_HOLDER}
 
 
 def test_pages_and_xarrays(gpu: Gpu) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+import contextlib
+import itertools
+from typing import Any, Iterator, Tuple
 
 from drgn import Object, Program, cast
 from drgn.helpers.linux.idr import idr_for_each
@@ -18,21 +20,31 @@ _LIST_MAX = 10_000_000
 
 def for_each_drm_minor(prog: Program) -> Iterator[Object]:
     """
-    Iterate over the minors of all DRM devices.
+    Iterate over the minors of all DRM devices, accelerators included.
 
     :return: Iterator of ``struct drm_minor *``
     :raises LookupError: without the debug info of DRM
     """
-    # "drm: Use XArray instead of IDR for minors" of v6.12 was backported.
-    try:
-        entries = xa_for_each(prog["drm_minors_xa"].address_of_())
-    except KeyError:
-        entries = idr_for_each(prog["drm_minors_idr"].address_of_())
+    entries = _minors(prog, "drm_minors")
+    with contextlib.suppress(KeyError):  # a kernel without accelerators
+        # "accel: add dedicated minor for accelerator devices" of v6.2: they have no others.
+        entries = itertools.chain(entries, _minors(prog, "accel_minors"))
     for number, (_, entry) in enumerate(entries):
         if number >= _MINORS_MAX:
             return
         if entry:
             yield cast("struct drm_minor *", entry)
+
+
+def _minors(prog: Program, name: str) -> Iterator[Tuple[int, Any]]:
+    """
+    :raises KeyError: if there is no such variable
+    """
+    # "drm: Use XArray instead of IDR for minors" of v6.12 was backported, and so was accel's.
+    try:
+        return xa_for_each(prog[f"{name}_xa"].address_of_())
+    except KeyError:
+        return idr_for_each(prog[f"{name}_idr"].address_of_())
 
 
 def for_each_drm_device(prog: Program) -> Iterator[Object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,14 @@ from vmcore_tools.kernel.files import (
     descriptors,
     file_counts,
     files_structs,
+    files_with_ops,
     mappings_and_parting,
     outgrown_descriptor_words,
     watch_words,
 )
+from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.scm_rights import files_in_flight
-from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 
 U64 = npt.NDArray[np.uint64]
 
@@ -66,12 +68,14 @@ class DrmClients:
     All clients, and what the audit is told of their files.
 
     :ivar clients: without the kernel's own
+    :ivar closing: those whose file is being closed, or just opened
     :ivar described: its objects are the ``struct file`` of the clients
     :ivar held: address of each ``struct file`` to how many holders were found
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
 
     clients: Tuple[DrmClient, ...]
+    closing: Tuple[DrmClient, ...]
     described: Refcounted
     held: Dict[int, int]
     gaps: Tuple[Tuple[str, str, Optional[int]], ...]
@@ -85,11 +89,42 @@ class DrmClients:
         return [c for c in self.clients if alive.get(c.filp, 0) > 0 and not self.held[c.filp]]
 
 
-def drm_clients(index: SlabIndex, files: Sequence[Object]) -> DrmClients:
+def closing_drm_files(index: SlabIndex, device: Object, listed: U64) -> Iterator[Object]:
+    """
+    The files of a DRM device that are being closed, or just opened.
+
+    ``drm_close_helper()`` takes a file off the device's list before it closes the
+    handles, which lasts as long as the driver waits for the device.
+
+    :param device: ``struct drm_device *``
+    :param listed: uint64 array: the device's files that are on a list
+    :return: Iterator of ``struct drm_file *``
+    :raises drgn.FaultError: if something of it is not in the dump
+    :raises LookupError: without the debug info of files
+    """
+    prog = index.prog
+    fops = device.driver.fops.read_()
+    if not fops:
+        return
+    filps = files_with_ops(index, fops[0])
+    dtype = field_dtype(prog.type("struct file"), {"own": "private_data"})
+    own = read_structs(prog, filps.tolist(), dtype)[0]["own"].astype(np.uint64)
+    # The pointer stays when the file is gone.
+    wanted = ~np.isin(own, listed) & (index.object_states(own) == ObjectState.ALLOCATED)
+    for address, filp in zip(own[wanted].tolist(), filps[wanted].tolist()):
+        file = Object(prog, "struct drm_file *", value=address)
+        if file.filp.value_() == filp and file.minor.dev == device:
+            yield file
+
+
+def drm_clients(
+    index: SlabIndex, files: Sequence[Object], closing: Sequence[Object] = ()
+) -> DrmClients:
     """
     The clients that DRM files are of.
 
     :param files: ``struct drm_file *``
+    :param closing: those that are being closed
     """
     prog = index.prog
     gaps: List[Tuple[str, str, Optional[int]]] = []
@@ -143,8 +178,13 @@ def drm_clients(index: SlabIndex, files: Sequence[Object]) -> DrmClients:
         filp = filps.get(file.value_())
         if filp:
             clients.append(_client(file, filp, tuple(users.get(filp, ())), gaps))
+    parting_clients = [_client(file, file.filp.value_(), (), gaps) for file in closing]
     return DrmClients(
-        tuple(clients), _described(index, addresses, counts, holders), held, tuple(gaps)
+        tuple(clients),
+        tuple(parting_clients),
+        _described(index, addresses, counts, holders),
+        held,
+        tuple(gaps),
     )
 
 

@@ -229,6 +229,16 @@ class GemHandles:
     word: U64
     unread: Tuple[int, ...]
 
+    def joined(self, other: GemHandles) -> GemHandles:
+        """These and those of other files."""
+        return GemHandles(
+            np.concatenate([self.gem, other.gem]),
+            np.concatenate([self.handle, other.handle]),
+            np.concatenate([self.file, other.file]),
+            np.concatenate([self.word, other.word]),
+            (*self.unread, *other.unread),
+        )
+
 
 def gem_handles(files: Iterable[Object]) -> GemHandles:
     """
@@ -274,7 +284,7 @@ def gems_of_framebuffer(framebuffer: Object) -> HeldGems:
     """
     The GEM objects of a framebuffer's planes.
 
-    Each pointer is a reference (``drm_gem_fb_destroy()``).
+    Each pointer is a reference if :func:`destroyed_by_helper`.
 
     :param framebuffer: ``struct drm_framebuffer *``
     :raises drgn.FaultError: if it is not in the dump
@@ -287,6 +297,22 @@ def gems_of_framebuffer(framebuffer: Object) -> HeldGems:
         if gem:
             rows.append((gem, word, framebuffer.value_()))
     return HeldGems.of(rows)
+
+
+def destroyed_by_helper(framebuffer: Object) -> bool:
+    """
+    Whether ``drm_gem_fb_destroy()`` drops a reference for each of a framebuffer's pointers.
+
+    i915 and xe have one for all of an object's framebuffers (``intel_frontbuffer_get()``).
+
+    :param framebuffer: ``struct drm_framebuffer *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    destroy = framebuffer.funcs.destroy.value_() if framebuffer.funcs else 0
+    try:
+        return bool(destroy == framebuffer.prog_.symbol("drm_gem_fb_destroy").address)
+    except LookupError:
+        return False
 
 
 def counts_as_handle(framebuffer: Object) -> List[int]:
@@ -368,10 +394,8 @@ def offset_file_nodes(prog: Program, gems: GemObjects) -> U64:
     """
     What remembers the files that may map a GEM object, one for each file with a handle.
 
-    Such a ``struct drm_vma_offset_file`` (``drm_vma_node_allow()``) is smaller than its
-    memory: behind it is what was left there.
-
-    :return: uint64 array of their addresses
+    :return: uint64 array of the addresses of ``struct drm_vma_offset_file``
+        (``drm_vma_node_allow()``)
     """
     try:
         files = field_dtype(prog.type(_GEM), {"root": "vma_node.vm_files.rb_node"})

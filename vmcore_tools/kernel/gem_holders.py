@@ -12,7 +12,13 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, offsetof, sizeof
 from drgn.helpers import ValidationError
 
-from vmcore_tools.kernel.audit import Counted, Holders, Refcounted, slots_around
+from vmcore_tools.kernel.audit import (
+    Counted,
+    Holders,
+    Refcounted,
+    count_by_address,
+    slots_around,
+)
 from vmcore_tools.kernel.dma_buf import DmaBufs, dma_bufs
 from vmcore_tools.kernel.drm import (
     driver_name,
@@ -21,11 +27,13 @@ from vmcore_tools.kernel.drm import (
     for_each_framebuffer,
     for_each_internal_drm_file,
 )
+from vmcore_tools.kernel.drm_clients import closing_drm_files
 from vmcore_tools.kernel.drm_gem import (
     GemHandles,
     GemObjects,
     HeldGems,
     counts_as_handle,
+    destroyed_by_helper,
     gem_handles,
     gem_names,
     gem_objects,
@@ -35,9 +43,10 @@ from vmcore_tools.kernel.drm_gem import (
     offset_file_nodes,
     words_of,
 )
-from vmcore_tools.kernel.files import mappings_of
+from vmcore_tools.kernel.files import mappings_of, mm_users
 from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.object_types import is_kmalloc
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.ttm import has_ttm, ttm_words
 from vmcore_tools.kernel.typed_objects import Found
@@ -45,6 +54,7 @@ from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME, for_each_virtio_gpu_devi
 from vmcore_tools.kernel.virtio_gpu_objects import command_objects, object_layout
 
 U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
 #: All kinds of holders; each is a walk below. All handles of an object count as one.
@@ -64,12 +74,14 @@ class DrmDevice:
     :ivar device: ``struct drm_device *``
     :ivar files: ``struct drm_file *``
     :ivar internal_files: those of the kernel itself
+    :ivar closing_files: those that are on no list: they are being closed, or just opened
     """
 
     device: Object
     driver: str
     files: Tuple[Object, ...]
     internal_files: Tuple[Object, ...]
+    closing_files: Tuple[Object, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +93,12 @@ class GemHolders:
     :ivar described: for the audit
     :ivar devices: all DRM devices
     :ivar handles: of all open files
+    :ivar closing_handles: of those that are being closed; what they name may be gone
+    :ivar framebuffers: what those in use hold, with the ``struct drm_framebuffer`` as owner
+    :ivar consoles: what they draw into, with the ``struct drm_client_buffer`` as owner
     :ivar mappings: of GEM objects, with the ``struct vm_area_struct`` as owner
     :ivar commands: objects of commands in flight, with the command as owner
+    :ivar answered: objects of commands that are done, with their array as owner
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
 
@@ -90,14 +106,24 @@ class GemHolders:
     described: Refcounted
     devices: Tuple[DrmDevice, ...]
     handles: GemHandles
+    closing_handles: GemHandles
+    framebuffers: HeldGems
+    consoles: HeldGems
     mappings: HeldGems
     commands: HeldGems
+    answered: HeldGems
     gaps: Tuple[Tuple[str, str, Optional[int]], ...]
 
     @property
     def drivers(self) -> Dict[int, str]:
         """Address of each ``struct drm_device`` to its driver's name."""
         return {known.device.value_(): known.driver for known in self.devices}
+
+    @property
+    def without_device(self) -> U64:
+        """GEM objects whose device is none of the known ones: uint64 array of addresses."""
+        devices = np.array(list(self.drivers), dtype=np.uint64)
+        return self.gems.address[~np.isin(self.gems.device, devices)]
 
 
 def gem_holders(index: SlabIndex) -> GemHolders:
@@ -108,6 +134,23 @@ def gem_holders(index: SlabIndex) -> GemHolders:
     """
     index.prog.type("struct drm_gem_object")
     return _Walk(index).everything()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Framebuffers:
+    """
+    :ivar exact: what has a reference for each pointer
+    :ivar shared: what may have one for several pointers
+    :ivar dying: what those have that are being freed
+    :ivar handles: uint64 array: objects that framebuffers keep as if they had a handle
+    :ivar dying_handles: the same of framebuffers that are being freed
+    """
+
+    exact: HeldGems
+    shared: HeldGems
+    dying: HeldGems
+    handles: U64
+    dying_handles: U64
 
 
 class _Walk:
@@ -124,7 +167,9 @@ class _Walk:
         devices = tuple(self._devices())
         files = [file for known in devices for file in (*known.files, *known.internal_files)]
         handles = gem_handles(files)
-        self.gaps += [("GEM handles", "a node could not be read", a) for a in handles.unread]
+        closing = gem_handles([file for known in devices for file in known.closing_files])
+        for walked in (handles, closing):
+            self.gaps += [("GEM handles", "a node could not be read", a) for a in walked.unread]
         framebuffers = [
             framebuffer
             for known in devices
@@ -132,22 +177,19 @@ class _Walk:
                 "framebuffers", for_each_framebuffer(known.device), known.device
             )
         ]
-        shown, dying, as_handle = self._framebuffers(framebuffers)
+        shown = self._framebuffers(framebuffers)
         found = found_fences(index).gems or _nothing(prog)
-        others = np.unique(np.concatenate([handles.gem, shown.gem]))
+        others = np.unique(np.concatenate([handles.gem, shown.exact.gem]))
         # What a holder points at and is in a slab was found there, or is none.
         gems, unread = gem_objects(prog, found, others[index.find(others) < 0])
         self.gaps += [("GEM object", "it could not be read", address) for address in unread]
 
         drivers = {known.device.value_(): known.driver for known in devices}
-        held = np.unique(np.concatenate([handles.gem, np.array(as_handle, dtype=np.uint64)]))
-        self.holders.append(Holders("handle", held, handles.word))
-        self._hold("framebuffer", shown)
-        self._hold("framebuffer", dying, at_most=True)
-        self._console(devices)
+        self._handles_and_framebuffers(gems, handles, closing, shown)
+        consoles = self._consoles(devices)
         self._dma_bufs(gems)
         mapped = self._mappings(gems)
-        commands = self._commands()
+        commands, answered = self._commands()
         self._weak(gems, devices, drivers)
         known = np.array(
             [device for device, driver in drivers.items() if driver in _KNOWN_DRIVERS],
@@ -160,7 +202,19 @@ class _Walk:
             # Whoever holds one has a pointer to it: no device asks for one.
             np.ones(len(gems.address), dtype=bool),
         )
-        return GemHolders(gems, described, devices, handles, mapped, commands, tuple(self.gaps))
+        return GemHolders(
+            gems=gems,
+            described=described,
+            devices=devices,
+            handles=handles,
+            closing_handles=closing,
+            framebuffers=_joined([shown.exact, shown.shared]),
+            consoles=consoles,
+            mappings=mapped,
+            commands=commands,
+            answered=answered,
+            gaps=tuple(self.gaps),
+        )
 
     def _devices(self) -> Iterator[DrmDevice]:
         try:
@@ -176,7 +230,17 @@ class _Walk:
                 driver = ""
             files = self._items("DRM files", for_each_drm_file(device), device)
             own = self._items("DRM files", for_each_internal_drm_file(device), device)
-            yield DrmDevice(device, driver, tuple(files), tuple(own))
+            listed = np.array([file.value_() for file in (*files, *own)], dtype=np.uint64)
+            closing: List[Object] = []
+            try:
+                closing += self._items(
+                    "DRM files", closing_drm_files(self.index, device, listed), device
+                )
+            except LookupError as error:
+                self.gaps.append(
+                    ("DRM files", f"those being closed are not known: {error}", device.value_())
+                )
+            yield DrmDevice(device, driver, tuple(files), tuple(own), tuple(closing))
 
     def _objects(self, gems: GemObjects) -> Counted:
         sizes = np.array([c.object_size_bytes for c in self.index.caches], dtype=np.int64)
@@ -209,26 +273,66 @@ class _Walk:
         self.gaps += [(kind, "it could not be read", address) for address in held.unread]
         self.holders.append(Holders(kind, held.gem, held.word, at_most))
 
-    def _framebuffers(self, framebuffers: List[Object]) -> Tuple[HeldGems, HeldGems, List[int]]:
-        """What framebuffers hold, those that are being freed hold, and what counts as a handle."""
-        parts: List[List[HeldGems]] = [[HeldGems.of([])], [HeldGems.of([])]]
-        as_handle: List[int] = []
+    def _framebuffers(self, framebuffers: List[Object]) -> _Framebuffers:
+        exact, shared, dying = ([HeldGems.of([])] for _ in range(3))
+        handles: List[int] = []
+        dying_handles: List[int] = []
         for framebuffer in framebuffers:
             try:
                 dead = framebuffer.base.refcount.refcount.refs.counter.value_() <= 0
-                parts[dead].append(gems_of_framebuffer(framebuffer))
-                as_handle += counts_as_handle(framebuffer)
+                part = dying if dead else exact if destroyed_by_helper(framebuffer) else shared
+                part.append(gems_of_framebuffer(framebuffer))
+                (dying_handles if dead else handles).extend(counts_as_handle(framebuffer))
             except FaultError:
                 self.gaps.append(("framebuffer", "it could not be read", framebuffer.value_()))
-        alive, dying = (_joined(some) for some in parts)
-        return alive, dying, as_handle
+        return _Framebuffers(
+            _joined(exact),
+            _joined(shared),
+            _joined(dying),
+            np.array(handles, dtype=np.uint64),
+            np.array(dying_handles, dtype=np.uint64),
+        )
 
-    def _console(self, devices: Iterable[DrmDevice]) -> None:
+    def _handles_and_framebuffers(
+        self, gems: GemObjects, handles: GemHandles, closing: GemHandles, shown: _Framebuffers
+    ) -> None:
+        """All handles of an object count as one, and a framebuffer may count as a handle."""
+        exact = shown.exact
+        as_handle = np.zeros(len(exact.gem), dtype=bool)
+        if not self.prog.type("struct drm_framebuffer").has_member("internal_flags"):
+            # "drm/gem: Acquire references on GEM handles for framebuffers" of v6.16 gave them
+            # a handle for their reference, until "drm/framebuffer: Acquire internal references
+            # on GEM handles" gave them both, and the flags.
+            words = count_by_address(exact.gem, gems.address)
+            entries = count_by_address(handles.gem, gems.address)
+            entries += count_by_address(closing.gem, gems.address)
+            counted = (words > 0) & (gems.handle_count >= entries + words)
+            as_handle = np.isin(exact.gem, gems.address[counted])
+        held = np.unique(np.concatenate([handles.gem, shown.handles, exact.gem[as_handle]]))
+        self.holders.append(
+            Holders("handle", held, np.concatenate([handles.word, exact.word[as_handle]]))
+        )
+        # Handles stay in the table while they are closed one after the other.
+        parting = np.unique(np.concatenate([closing.gem, shown.dying_handles]))
+        parting = np.setdiff1d(parting, held, assume_unique=True)
+        self.holders.append(Holders("handle", parting, closing.word, at_most=True))
+        # How many handles such an object has is not sure, nor what its framebuffers are, then.
+        sure = ~np.isin(exact.gem, closing.gem)
+        self._hold("framebuffer", exact.chosen(~as_handle & sure))
+        self._hold("framebuffer", exact.chosen(~as_handle & ~sure), at_most=True)
+        self._hold("framebuffer", shown.shared, at_most=True)
+        self._hold("framebuffer", shown.dying, at_most=True)
+
+    def _consoles(self, devices: Iterable[DrmDevice]) -> HeldGems:
+        drawn_into = [HeldGems.of([])]
         for known in devices:
             try:
-                self._hold("console", gem_of_fbdev(known.device))
+                drawn_into.append(gem_of_fbdev(known.device))
             except FaultError:
                 self.gaps.append(("console", "it could not be read", known.device.value_()))
+        held = _joined(drawn_into)
+        self._hold("console", held)
+        return held
 
     def _dma_bufs(self, gems: GemObjects) -> None:
         """What was exported holds the object (``drm_gem_dmabuf_export()``)."""
@@ -256,24 +360,26 @@ class _Walk:
         """
         Mappings of GEM objects, each with a reference (``drm_gem_vm_open()``).
 
-        One whose driver has functions of its own for it may hold something else.
+        One whose driver has functions of its own for it may hold something else, and one
+        of an address space that no task has may have none: fork() takes it after it has put
+        the mapping there, and who exits drops it before.
         """
         prog = self.prog
         areas = mappings_of(self.index, "vm_private_data", gems.address)
         self.gaps += [("mapping", "it could not be read", address) for address in areas.unread]
-        closing = _closing(prog, areas.owner)
+        closing, used = _closing(prog, areas.owner)
         gem_close, ttm_close = _functions(prog, _GEM_MAPPINGS), _functions(prog, _TTM_MAPPINGS)
         held = HeldGems(areas.file, areas.word, areas.owner)
-        exact = np.isin(closing, gem_close) & (areas.number > 0)
+        exact = np.isin(closing, gem_close) & (areas.number > 0) & used
         ttm = np.isin(closing, ttm_close)
         self._hold("mapping", held.chosen(exact))
         self._hold("mapping", held.chosen(~exact & ~ttm), at_most=True)
         self._not_held(held.word[ttm])
         return held.chosen(areas.number > 0)
 
-    def _commands(self) -> HeldGems:
-        """The objects of commands of virtio_gpu."""
-        used = [HeldGems.of([])]
+    def _commands(self) -> Tuple[HeldGems, HeldGems]:
+        """The objects of commands of virtio_gpu: in flight, and done."""
+        used, done = [HeldGems.of([])], [HeldGems.of([])]
         devices: List[Object] = []
         with contextlib.suppress(LookupError):
             devices += self._items("virtio_gpu devices", for_each_virtio_gpu_device(self.prog))
@@ -291,7 +397,8 @@ class _Walk:
             # What is no array of objects any more holds nothing.
             self._hold("command", dataclasses.replace(found.passing, unread=()), at_most=True)
             used.append(found.in_flight)
-        return _joined(used)
+            done.append(found.answered)
+        return _joined(used), _joined(done)
 
     # Pointers that hold nothing.
 
@@ -309,9 +416,7 @@ class _Walk:
             # Its buffers are on lists and in a tree of TTM's.
             sizes[DRIVER_NAME] = sizeof(layout.type) - layout.gem
         self._not_held(internal_words(prog, gems, sizes, drivers))
-        start, size = slots_around(self.index, offset_file_nodes(prog, gems))
-        words = np.arange(int(size.max(initial=0)) // 8, dtype=np.uint64) * np.uint64(8)
-        self._not_held((start[:, None] + words).reshape(-1))
+        self._not_held(self._words_of_offset_files(offset_file_nodes(prog, gems)))
         manager = "struct drm_vma_offset_manager"
         for known in devices:
             device = known.device
@@ -325,6 +430,29 @@ class _Walk:
             self._not_held(names.word)
             self.gaps += [("GEM names", "a node could not be read", a) for a in names.unread]
         self._not_held(ttm_words(prog))
+
+    def _words_of_offset_files(self, nodes: U64) -> U64:
+        """
+        The words of such structures, and behind them what was left in their memory.
+
+        What is not alone in the memory that kmalloc() gives for it is none of them.
+        """
+        caches = self.index.caches
+        alone = np.zeros(len(caches) + 1, dtype=bool)  # the last is for what is in no slab
+        if len(nodes):
+            needed = sizeof(self.prog.type("struct drm_vma_offset_file"))
+            sizes = [cache.object_size_bytes for cache in caches if is_kmalloc(cache)]
+            fits = min((size for size in sizes if size >= needed), default=0)
+            alone[:-1] = [is_kmalloc(cache) and cache.object_size_bytes == fits for cache in caches]
+        rows = self.index.find(nodes)
+        cache = np.where(rows >= 0, self.index.cache[rows], -1) if len(self.index.cache) else rows
+        start, size = slots_around(self.index, nodes)
+        wanted = alone[cache] & (start == nodes)
+        start, size = start[wanted], size[wanted]
+        words = np.arange(int(size.max(initial=0)) // 8, dtype=np.uint64) * np.uint64(8)
+        inside = words < size[:, None].astype(np.uint64)
+        result: U64 = (start[:, None] + words)[inside]
+        return result
 
 
 def _nothing(prog: Program) -> Found:
@@ -343,19 +471,21 @@ def _joined(parts: List[HeldGems]) -> HeldGems:
     )
 
 
-def _closing(prog: Program, areas: U64) -> U64:
+def _closing(prog: Program, areas: U64) -> Tuple[U64, Bools]:
     """
-    What each mapping is closed with, 0 where nothing is known.
+    What each mapping is closed with, 0 where nothing is known, and whether a task has it.
 
     :param areas: uint64 array of ``struct vm_area_struct *``
     """
-    dtype = field_dtype(prog.type("struct vm_area_struct"), {"ops": "vm_ops"})
+    dtype = field_dtype(prog.type("struct vm_area_struct"), {"ops": "vm_ops", "mm": "vm_mm"})
     structs, _ = read_structs(prog, areas.tolist(), dtype)
     tables, which = np.unique(structs["ops"], return_inverse=True)
+    spaces = set(structs["mm"].tolist())
+    used = np.array(list(mm_users(prog, spaces)), dtype=np.uint64)
     dtype = field_dtype(prog.type("struct vm_operations_struct"), {"close": "close"})
     functions, _ = read_structs(prog, tables.tolist(), dtype)
     result: U64 = functions["close"].astype(np.uint64)[which.reshape(-1)]
-    return result
+    return result, np.isin(structs["mm"], used)
 
 
 def _functions(prog: Program, names: Iterable[str]) -> U64:
