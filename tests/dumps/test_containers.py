@@ -64,3 +64,28 @@ def test_who_points_at_a_task(demo_dump: ShippedDump, containers: Containers) ->
     places = {containers.of(reference.address).in_words for reference in found}
     assert "the frame of __flush_work" in places
     assert pointers_to(target.prog, target.memory, ranges, 1) is None
+
+
+def test_the_field_is_what_is_waited_for_and_not_its_first_member(
+    demo_dump: ShippedDump, containers: Containers
+) -> None:
+    init = demo_dump.target.prog["init_task"]
+    lists = init.pending.list.address_of_()
+    assert containers.of(lists.value_()).in_words == "init_task.pending.list.next"
+    pending = containers.of(lists.value_(), 8, init.pending.type_)
+    assert pending.in_words == "init_task.pending"
+    found = containers.of(lists.value_(), 8, demo_dump.target.prog.type("struct list_head"))
+    assert found.in_words == "init_task.pending.list"
+    other = containers.of(lists.value_(), 8, demo_dump.target.prog.type("struct completion"))
+    assert other.in_words == "init_task.pending.list.next"
+    # A typedef of it.
+    bits = init.pending.signal
+    inside = containers.of(bits.address_of_().value_(), 8, bits.type_)
+    assert inside.in_words == "init_task.pending.signal"
+
+
+def test_the_field_of_an_array(demo_dump: ShippedDump, containers: Containers) -> None:
+    prog = demo_dump.target.prog
+    heads = prog["init_task"].pid_links
+    third = containers.of(heads[2].address_of_().value_(), 8, prog.type("struct hlist_node"))
+    assert third.in_words == "init_task.pid_links[2]"

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+import re
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
-from drgn import FaultError, Object, Program, Type
+from drgn import FaultError, Object, Program, Type, TypeKind, offsetof
 from drgn.helpers.common.type import member_at_offset
 from drgn.helpers.linux.mm import compound_head, compound_nr, page_to_virt, virt_to_page
 
@@ -27,6 +28,8 @@ from vmcore_tools.kernel.stack_frames import TaskTrace, frames_of, functions_at
 from vmcore_tools.kernel.task import stack_range
 from vmcore_tools.kernel.virtual_map import virtual_map
 
+#: The parts of ``a.b[2].c``.
+_DESIGNATOR = re.compile(r"\.?(?P<name>\w+)|\[\d+\]")
 #: What an address stands for that is in nothing known: a word.
 _WORD_BYTES = 8
 
@@ -105,11 +108,14 @@ class Containers:
             except FaultError:
                 continue
 
-    def of(self, address: int, size_bytes: int = _WORD_BYTES) -> Container:
+    def of(
+        self, address: int, size_bytes: int = _WORD_BYTES, type_: Optional[Type] = None
+    ) -> Container:
         """
         What a kernel address lies in.
 
         :param size_bytes: of what is at the address
+        :param type_: its type, if that is known: the field is a member of it
         """
         task = self._stacks.get(address // self._stack_bytes * self._stack_bytes)
         if task is not None:
@@ -120,8 +126,8 @@ class Containers:
         except LookupError:
             symbol = None
         if symbol is not None:
-            return self._variable(symbol.name, symbol.address, symbol.size, address)
-        in_slab = self._slab_object(address)
+            return self._variable(symbol.name, symbol.address, symbol.size, address, type_)
+        in_slab = self._slab_object(address, type_)
         if in_slab is not None:
             return in_slab
         try:
@@ -144,17 +150,18 @@ class Containers:
             return None
         return Container("pages", f"{number} pages", start, size_bytes, address - start)
 
-    def _variable(self, name: str, start: int, size_bytes: int, address: int) -> Container:
+    def _variable(
+        self, name: str, start: int, size_bytes: int, address: int, member: Optional[Type]
+    ) -> Container:
         try:
             type_: Optional[Type] = self._prog.variable(name).type_
         except LookupError:
             type_ = None
         offset = address - start
-        return Container(
-            "variable", name, start, size_bytes, offset, *_named(type_, offset if offset else None)
-        )
+        named = _named(type_, offset if offset else None, member)
+        return Container("variable", name, start, size_bytes, offset, *named)
 
-    def _slab_object(self, address: int) -> Optional[Container]:
+    def _slab_object(self, address: int, member: Optional[Type]) -> Optional[Container]:
         index = slab_index(self._prog, self._memory)
         one = np.array([address], dtype=np.uint64)
         row = int(index.find(one)[0])
@@ -177,7 +184,7 @@ class Containers:
                 type_ = _struct(self._prog, known.name)
         field = None
         if type_ is not None:
-            name, field = _named(type_, offset)
+            name, field = _named(type_, offset, member)
         freed = int(index.object_states(one)[0]) == ObjectState.FREE
         return Container(
             "slab object", cache.name, start, cache.object_size_bytes, offset, name, field,
@@ -192,8 +199,10 @@ def _struct(prog: Program, name: str) -> Optional[Type]:
         return None
 
 
-def _named(type_: Optional[Type], offset: Optional[int]) -> Tuple[Optional[str], Optional[str]]:
-    """The name of a type, and the member at an offset."""
+def _named(
+    type_: Optional[Type], offset: Optional[int], member: Optional[Type]
+) -> Tuple[Optional[str], Optional[str]]:
+    """The name of a type, and the member at an offset; if there is one, that of a type."""
     if type_ is None:
         return None, None
     field = None
@@ -202,7 +211,36 @@ def _named(type_: Optional[Type], offset: Optional[int]) -> Tuple[Optional[str],
             field = member_at_offset(type_, offset).partition(" or ")[0]
         except ValueError:
             field = None
+    if field and offset is not None and member is not None:
+        field = _up_to(type_, field, offset, member)
     return type_.type_name(), field
+
+
+def _up_to(type_: Type, field: str, offset: int, member: Type) -> str:
+    """``cbs_wq`` of ``cbs_wq.lock.rlock``, if a member of its type is looked for."""
+    inner = type_
+    for part in _DESIGNATOR.finditer(field):
+        name = part.group("name")
+        try:
+            inner = _plain(inner).member(name).type if name else _plain(inner).type
+            found = field[: part.end()]
+            if _names(inner) & _names(member) and offsetof(type_, found) == offset:
+                return found
+        except (LookupError, AttributeError, TypeError):
+            break  # a range such as [3]+0x4, or padding
+    return field
+
+
+def _plain(type_: Type) -> Type:
+    while type_.kind == TypeKind.TYPEDEF:
+        type_ = type_.type
+    return type_
+
+
+def _names(type_: Type) -> Set[str]:
+    """What a type is called: not all have more than the name of a typedef."""
+    names = {type_.type_name(), _plain(type_).type_name()}
+    return {name for name in names if "<anonymous>" not in name}
 
 
 def pointers_to(

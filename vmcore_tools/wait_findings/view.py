@@ -134,7 +134,7 @@ class WaitView:
         except TypeError:
             size = 8  # of void
         try:
-            return self.containers.of(address, size)
+            return self.containers.of(address, size, obj.type_.type)
         except (FaultError, LookupError, ValidationError) as error:
             self.ctx.coverage.gap("container", f"it was not found: {error}", address)
             return None
