@@ -10,14 +10,17 @@ objects the dma-bufs that they are attached to, open DRM files their handles
 and what PRIME remembers, processes what they have open or mapped. The result
 is a graph, in the report of VT406, and a table of its links.
 
-What a thing keeps is followed for what was asked for alone, and a fence is not
-followed to all other buffers that have it. At most --nodes things are shown,
-the others counted. References that no holder of was found are on the objects;
-dma-bufs and gem-objects look for what points at these.
+Framebuffers, the console, commands of virtio_gpu and other subsystems'
+attachments are keepers, too. What a thing keeps is followed for what was asked
+for alone, and a fence is not followed to all other buffers that have it. At
+most --nodes things are shown, the others counted. How many references of a
+thing have no keeper here is said of it; dma-bufs and gem-objects look for what
+points at such an object.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -25,7 +28,7 @@ from drgn import FaultError, Object, Program, ProgramFlags
 
 from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
 from vmcore_tools.kernel.buffer_chain import BufferChains, Chain, Node, What, chain_of
-from vmcore_tools.kernel.dma_buf import text_at
+from vmcore_tools.kernel.dma_buf import device_name, text_at
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.model import (
@@ -51,12 +54,19 @@ CHAIN = Rule(
     slug="buffer-chain",
     severity=Severity.INFO,
     summary="What keeps a buffer, and what a process keeps: the answer of buffer-chain.",
-    remedy="Follow the chain to its end: a process there has to close what it has.",
+    remedy=(
+        "Follow the chain to its end: a process there has to close what it has; where no process "
+        "is shown, look at the references that are not drawn, or at the circle."
+    ),
     page="""\
 It is no fault, and only reported when asked for. Each line of the tree is kept
 by the one above it; what stands at the top is kept by nobody else that was
-found. Where that is an object and no process, look at its unexplained
-references, or at the circle that it is in.""",
+found. Where that is an object and no process, look at its references that are
+not drawn, or at the circle that it is in.
+
+`references_not_drawn` are those that the things shown have beyond their keepers
+that are shown: somebody has them that is not known here. It is `proven` only
+where there are none; of fences only the one that was asked for counts.""",
 )
 
 
@@ -113,35 +123,44 @@ def _start(chains: BufferChains, text: str) -> Optional[Node]:
 
 def _finding(ctx: Context, chains: BufferChains, chain: Chain) -> Finding:
     counts = {what: sum(node.what == what for node in chain.nodes) for what in What}
-    live = bool(ctx.prog.flags & ProgramFlags.IS_LIVE)
+    missing = sum(chain.not_drawn.values())
+    message = (
+        "{dma_bufs} dma-bufs, {gem_objects} GEM objects and {fences} fences hang together "
+        "here, in {processes} processes."
+    )
+    unread = []
+    if missing:
+        message += " {references_not_drawn} of the references are of holders that are not drawn."
+        unread.append("who has the references that are not drawn")
+    if ctx.prog.flags & ProgramFlags.IS_LIVE:
+        unread.append("what changed meanwhile")
     return Finding(
         rule=CHAIN,
-        confidence=Confidence.LIKELY if live else Confidence.PROVEN,
-        message=(
-            "{dma_bufs} dma-bufs, {gem_objects} GEM objects and {fences} fences hang together "
-            "here, in {processes} processes."
-        ),
+        confidence=Confidence.LIKELY if unread else Confidence.PROVEN,
+        message=message,
         subject=_ref(ctx.prog, chain.nodes[0]),
         evidence=(
             Evidence("dma_bufs", Kind.COUNT, counts[What.DMA_BUF]),
             Evidence("gem_objects", Kind.COUNT, counts[What.GEM]),
             Evidence("fences", Kind.COUNT, counts[What.FENCE]),
             Evidence("processes", Kind.COUNT, counts[What.PROCESS]),
+            Evidence("references_not_drawn", Kind.COUNT, missing),
             Evidence("left_out", Kind.COUNT, chain.left_out),
         ),
         signature_key=("buffer-chain", chain.nodes[0].what.value),
-        graph=_graph(ctx.prog, chains, chain),
+        graph=_graph(ctx.prog, chain),
+        unread=tuple(unread),
     )
 
 
-def _graph(prog: Program, chains: BufferChains, chain: Chain) -> Graph:
+def _graph(prog: Program, chain: Chain) -> Graph:
     ids = {node: f"n{number}" for number, node in enumerate(chain.nodes)}
     keepers: Dict[Node, List[Node]] = {node: [] for node in chain.nodes}
     for link in chain.links:
         keepers[link.kept].append(link.keeper)
     return Graph(
         tuple(
-            GraphNode(ids[node], _ref(prog, node), _facts(prog, chains, node))
+            GraphNode(ids[node], _ref(prog, node), _facts(prog, chain, node))
             for node in chain.nodes
         ),
         tuple(GraphEdge(ids[link.kept], ids[link.keeper], link.why, True) for link in chain.links),
@@ -189,24 +208,26 @@ def _ref(prog: Program, node: Node) -> Ref:
             name = text_at(prog, pointer.dev.driver.name.value_())
         elif node.what == What.DRM_FILE:
             name = text_at(prog, pointer.minor.dev.driver.name.value_())
+        elif node.what == What.FRAMEBUFFER:
+            comm = text_at(prog, pointer.comm.address_of_().value_())
+            return Ref(node.what.value, comm, node.address, name_kind=Kind.SENSITIVE)
+        elif node.what == What.ATTACHMENT:
+            name = device_name(pointer.dev)
     except FaultError as error:
         name = Absent(f"it cannot be read: {error}")
     return Ref(node.what.value, name, node.address)
 
 
-def _facts(prog: Program, chains: BufferChains, node: Node) -> Tuple[Evidence, ...]:
+def _facts(prog: Program, chain: Chain, node: Node) -> Tuple[Evidence, ...]:
     pointer = Object(prog, f"{node.what.value} *", value=node.address)
-    try:
+    facts = []
+    with contextlib.suppress(FaultError):
         if node.what == What.FENCE:
-            return (Evidence("seqno", Kind.NUMBER, int(pointer.seqno.value_())),)
-        if node.what not in (What.DMA_BUF, What.GEM):
-            return ()
-        facts = [Evidence("size_bytes", Kind.BYTES, int(pointer.size.value_()))]
-    except FaultError:
-        return ()
-    left = chains.unexplained(node)
-    if left:
-        facts.append(Evidence("unexplained_references", Kind.COUNT, left))
+            facts.append(Evidence("seqno", Kind.NUMBER, int(pointer.seqno.value_())))
+        if node.what in (What.DMA_BUF, What.GEM):
+            facts.append(Evidence("size_bytes", Kind.BYTES, int(pointer.size.value_())))
+    if node in chain.not_drawn:
+        facts.append(Evidence("references_not_drawn", Kind.COUNT, chain.not_drawn[node]))
     return tuple(facts)
 
 

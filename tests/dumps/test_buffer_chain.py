@@ -10,9 +10,10 @@ import pytest
 from drgn_scripts.buffer_chain import ANALYSIS, ChainLink
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
+from vmcore_tools.kernel.audit import count_holders
 from vmcore_tools.kernel.buffer_chain import BufferChains, Node, What, chain_of
 from vmcore_tools.kernel.slab import slab_index
-from vmcore_tools.model import AnalysisResult, Finding, Severity, Status
+from vmcore_tools.model import AnalysisResult, Confidence, Finding, Severity, Status
 
 
 def run(
@@ -114,3 +115,27 @@ def test_a_chain_ends(shipped: ShippedDump) -> None:
     seen: Set[Node] = set(chain.nodes)
     assert len(seen) == len(chain.nodes) > 60
     assert all(link.kept in seen and link.keeper in seen for link in chain.links)
+
+
+def test_each_reference_is_of_a_keeper(shipped: ShippedDump) -> None:
+    """Nothing was leaked of these; in one dump Xorg is just making a buffer."""
+    chains = BufferChains(slab_index(shipped.target.prog, shipped.target.memory))
+    gems = [Node(What.GEM, address) for address in chains.gems.gems.address.tolist()]
+    assert len(gems) > 60
+    keepers = {gem: list(chains.keepers(gem)) for gem in gems}
+    assert all(keepers.values())
+    missing = [chains.not_drawn(gem, links) for gem, links in keepers.items()]
+    assert sum(missing) <= 1
+    described = chains.gems.described
+    assert missing == count_holders(described.objects, described.holders)[1].tolist()
+    above = {link.keeper for links in keepers.values() for link in links}
+    assert {node.what for node in above} >= {What.DRM_FILE}
+    assert {chains.not_drawn(node, list(chains.keepers(node))) for node in above} == {0}
+
+
+def test_a_buffer_that_processes_keep_is_proven(shipped: ShippedDump) -> None:
+    _, (finding,) = run(shipped, held(shipped, "sync_file")["address"])
+    counted = {evidence.name: evidence.value for evidence in finding.evidence}
+    missing = counted["references_not_drawn"]
+    assert (finding.confidence == Confidence.PROVEN) == (missing == 0)
+    assert bool(finding.unread) == (missing != 0)

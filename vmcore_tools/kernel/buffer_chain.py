@@ -15,20 +15,33 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.kernel.audit import count_holders, slots_around
 from vmcore_tools.kernel.dma_buf import DmaBufs, dma_bufs
 from vmcore_tools.kernel.dma_buf_holders import DmaBufHolders, dma_buf_holders
 from vmcore_tools.kernel.dma_fence import reserved_fences
-from vmcore_tools.kernel.files import FileReferences, descriptors, files_structs, mm_users
+from vmcore_tools.kernel.drm import for_each_plane
+from vmcore_tools.kernel.files import (
+    FileReferences,
+    descriptors,
+    file_counts,
+    files_structs,
+    mappings_of,
+    mm_users,
+)
 from vmcore_tools.kernel.found_fences import found_fences
 from vmcore_tools.kernel.gem_holders import GemHolders, gem_holders
+from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.sync_file import for_each_sync_file
 
 U64 = npt.NDArray[np.uint64]
+
+#: Framebuffers of one file; a damaged list must end.
+_LIST_MAX = 1_000_000
 
 
 class What(enum.Enum):
@@ -40,6 +53,12 @@ class What(enum.Enum):
     SYNC_FILE = "struct sync_file"
     DRM_FILE = "struct drm_file"
     SOCKET = "struct unix_sock"
+    FRAMEBUFFER = "struct drm_framebuffer"
+    PLANE = "struct drm_plane"
+    CONSOLE = "struct drm_client_buffer"
+    COMMAND = "struct virtio_gpu_vbuffer"
+    ANSWERED = "struct virtio_gpu_object_array"
+    ATTACHMENT = "struct dma_buf_attachment"
     PROCESS = "struct task_struct"
 
 
@@ -57,11 +76,15 @@ class Link:
     One thing is kept by another.
 
     :ivar why: fits between their names: ``is fd 5 of``
+    :ivar kind: of the reference, as the audit calls it
+    :ivar word: the address of the pointer: two links can be one reference
     """
 
     kept: Node
     keeper: Node
     why: str
+    kind: str = dataclasses.field(default="", compare=False)
+    word: int = dataclasses.field(default=0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +94,21 @@ class _SyncFiles:
     address: U64
     fence: U64
     file: U64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """
+    References by the audit.
+
+    :ivar position: of each object by its address
+    :ivar holders: kind to int64 array of shape (n,)
+    :ivar left: int64 array of shape (n,): without a holder
+    """
+
+    position: Dict[int, int]
+    holders: Dict[str, npt.NDArray[np.int64]]
+    left: npt.NDArray[np.int64]
 
 
 class BufferChains:
@@ -99,16 +137,24 @@ class BufferChains:
         }
         self._users = self.holders.users if self.holders else files_structs(index)
         self._file_of_drm_file = self._drm_file_files()
-        files = {*self._sync_files.file.tolist(), *self._file_of_drm_file.values()} - {0}
-        self._descriptors = descriptors(
-            self.prog, list(self._users), np.array(sorted(files), dtype=np.uint64)
-        )
+        others = {*self._sync_files.file.tolist(), *self._file_of_drm_file.values()} - {0}
+        files = np.array(sorted(others), dtype=np.uint64)
+        self._opened_by = [descriptors(self.prog, list(self._users), files)]
+        self._mapped_by = [mappings_of(index, "vm_file", files)]
+        self._sent_to: List[FileReferences] = []
+        with contextlib.suppress(LookupError):  # a kernel without unix sockets
+            self._sent_to.append(files_in_flight(index, files)[0])
+        if self.holders is not None:
+            self._opened_by.append(self.holders.descriptors)
+            self._mapped_by.append(self.holders.mappings)
+            self._sent_to.append(self.holders.messages)
+        self._framebuffers, self._planes = self._all_framebuffers()
         self._gems_of_reservation: Dict[int, List[int]] = {}
         for gem, reservation in self._reservation_of_gem.items():
             self._gems_of_reservation.setdefault(reservation, []).append(gem)
         self._fences_known = frozenset(found_fences(index).fences.found.address.tolist())
         self._spaces: Dict[int, Object] = {}
-        self._left: Optional[Dict[int, int]] = None
+        self._audited: Dict[What, _Counts] = {}
 
     # What is asked for.
 
@@ -154,6 +200,7 @@ class BufferChains:
             What.DMA_BUF: self._keepers_of_dma_buf,
             What.SYNC_FILE: self._keepers_of_sync_file,
             What.DRM_FILE: self._keepers_of_drm_file,
+            What.FRAMEBUFFER: self._keepers_of_framebuffer,
         }.get(node.what)
         return iter(()) if found is None else found(node)
 
@@ -164,78 +211,162 @@ class BufferChains:
             What.DMA_BUF: self._kept_by_dma_buf,
             What.SYNC_FILE: self._kept_by_sync_file,
             What.DRM_FILE: self._kept_by_drm_file,
+            What.FRAMEBUFFER: self._kept_by_framebuffer,
             What.PROCESS: self._kept_by_process,
         }.get(node.what)
         return iter(()) if found is None else found(node)
 
-    def unexplained(self, node: Node) -> int:
-        """References to a dma-buf or GEM object that no walker found a holder of."""
-        if self._left is None:
-            self._left = {}
-            for described, addresses in (
-                (self.gems.described, self.gems.gems.address),
-                *([(self.holders.described, self.buffers.address)] if self.holders else []),
-            ):
-                left = count_holders(described.objects, described.holders)[1]
-                self._left.update(zip(addresses.tolist(), left.tolist()))
-        return self._left.get(node.address, 0)
+    def not_drawn(self, node: Node, links: Sequence[Link]) -> int:
+        """
+        References to a thing beyond those of its keepers: of holders that are not known.
+
+        :param links: all to its keepers
+        """
+        words: Dict[str, Set[int]] = {}
+        for link in links:
+            words.setdefault(link.kind, set()).add(link.word)
+        if node.what not in (What.GEM, What.DMA_BUF):
+            drawn = len(set().union(*words.values()))
+            return max(self._refcount(node) - drawn, 0)
+        audited = self._counts(node.what)
+        at = audited.position.get(node.address)
+        if at is None:
+            return 0
+        # A framebuffer can count as a handle.
+        handles = {*words.get("handle", ()), *words.get("framebuffer", ())}
+        words["handle"] = {0} if handles else set()
+        return int(audited.left[at]) + sum(
+            max(int(held[at]) - len(words.get(kind, ())), 0)
+            for kind, held in audited.holders.items()
+        )
+
+    def _counts(self, what: What) -> _Counts:
+        """What the audit counts of all GEM objects, or of all dma-bufs."""
+        if what not in self._audited:
+            described, addresses = self.gems.described, self.gems.gems.address
+            if what == What.DMA_BUF and self.holders is not None:
+                described, addresses = self.holders.described, self.buffers.address
+            held, left, _ = count_holders(described.objects, described.holders)
+            position = {address: i for i, address in enumerate(addresses.tolist())}
+            self._audited[what] = _Counts(position, held, left)
+        return self._audited[what]
+
+    def _refcount(self, node: Node) -> int:
+        """Of what is no GEM object and no dma-buf; 0 of what has none."""
+        pointer = Object(self.prog, f"{node.what.value} *", value=node.address)
+        try:
+            if node.what == What.FENCE:
+                return int(pointer.refcount.refcount.refs.counter.value_())
+            if node.what == What.FRAMEBUFFER:
+                return int(pointer.base.refcount.refcount.refs.counter.value_())
+        except FaultError:
+            return 0
+        if node.what == What.SYNC_FILE:
+            files = self._sync_files.file[self._sync_files.address == np.uint64(node.address)]
+        elif node.what == What.DRM_FILE:
+            files = np.array([self._file_of_drm_file.get(node.address, 0)], dtype=np.uint64)
+        else:
+            return 0
+        return int(file_counts(self.prog, files[files != 0].tolist())[0].sum())
 
     def _keepers_of_fence(self, node: Node) -> Iterator[Link]:
         for at in np.flatnonzero(self._sync_files.fence == np.uint64(node.address)).tolist():
             sync_file = Node(What.SYNC_FILE, int(self._sync_files.address[at]))
-            yield Link(node, sync_file, "is the fence of")
+            yield Link(node, sync_file, "is the fence of", word=sync_file.address)
         for reservation in self._reservations_with(node.address):
-            for owner in self._owners_of_reservation(reservation):
-                yield Link(node, owner, "is in the reservation object of")
+            slots = reserved_fences(self.prog, [reservation])
+            for word in slots.word[slots.fence == np.uint64(node.address)].tolist():
+                for owner in self._owners_of_reservation(reservation):
+                    yield Link(node, owner, "is in the reservation object of", word=word)
 
     def _keepers_of_gem(self, node: Node) -> Iterator[Link]:
         address = np.uint64(node.address)
-        handles = self.gems.handles
+        gems, handles = self.gems, self.gems.handles
         for at in np.flatnonzero(handles.gem == address).tolist():
             file = Node(What.DRM_FILE, int(handles.file[at]))
-            yield Link(node, file, f"is handle {handles.handle[at]} of")
-        for at in np.flatnonzero(self.buffers.priv == address).tolist():
-            yield Link(node, Node(What.DMA_BUF, int(self.buffers.address[at])), "is exported as")
-        mapped = self.gems.mappings
-        yield from self._mapped(node, mapped.owner[mapped.gem == address].tolist())
+            word = int(handles.word[at])
+            yield Link(node, file, f"is handle {handles.handle[at]} of", "handle", word)
+        # One that is being freed has dropped it, or is about to.
+        exported = (self.buffers.priv == address) & (self.buffers.refcount > 0)
+        for dma_buf in self.buffers.address[exported].tolist():
+            yield Link(node, Node(What.DMA_BUF, dma_buf), "is exported as", "dma_buf", dma_buf)
+        for what, kind, held, why in (
+            (What.FRAMEBUFFER, "framebuffer", gems.framebuffers, "is in"),
+            (What.CONSOLE, "console", gems.consoles, "is drawn into by"),
+            (What.COMMAND, "command", gems.commands, "is used by"),
+            (What.ANSWERED, "command", gems.answered, "waits to be let go of with"),
+        ):
+            mine = held.gem == address
+            for owner, word in zip(held.owner[mine].tolist(), held.word[mine].tolist()):
+                yield Link(node, Node(what, owner), why, kind, word)
+        yield from self._mapped(node, gems.mappings.owner[gems.mappings.gem == address].tolist())
 
     def _keepers_of_dma_buf(self, node: Node) -> Iterator[Link]:
         if self.holders is None:
             return
         address = np.uint64(node.address)
-        (at,) = np.flatnonzero(self.buffers.address == address).tolist()
-        file = self.buffers.file[at]
-        yield from self._opened(node, self.holders.descriptors, int(file))
-        mapped = self.holders.mappings
-        yield from self._mapped(node, mapped.owner[mapped.file == file].tolist())
-        for socket in self._sockets_with(file):
-            yield Link(node, Node(What.SOCKET, socket), "waits in a message of")
-        gems, entries = self.holders.gems, self.holders.entries
+        for file in self.buffers.file[self.buffers.address == address].tolist():
+            yield from self._keepers_of_file(node, file)
+        gems, entries, imports = self.holders.gems, self.holders.entries, self.holders.imports
         if gems is not None:
-            for gem in gems.gem[gems.attached == address].tolist():
-                yield Link(node, Node(What.GEM, gem), "is imported as")
+            alive = gems.refcount > 0
+            for held, words, kind, why in (
+                (gems.attached, gems.attached_word, "import", "is imported as"),
+                (gems.dma_buf, gems.dma_buf_word, "gem", "is the dma-buf of"),
+            ):
+                mine = (held == address) & alive
+                if kind == "gem":
+                    mine &= gems.handles > 0
+                for gem, word in zip(gems.gem[mine].tolist(), words[mine].tolist()):
+                    yield Link(node, Node(What.GEM, gem), why, kind, word)
+        for i in np.flatnonzero(imports.dma_buf == address).tolist():
+            attached = Node(What.ATTACHMENT, int(imports.address[i]))
+            yield Link(node, attached, "is imported by", "import", int(imports.word[i]))
         for i in np.flatnonzero(entries.dma_buf == address).tolist():
             remembering = Node(What.DRM_FILE, int(entries.file[i]))
-            yield Link(node, remembering, f"is remembered as handle {entries.handle[i]} by")
+            why = f"is remembered as handle {entries.handle[i]} by"
+            yield Link(node, remembering, why, "prime_cache", int(entries.word[i]))
 
     def _keepers_of_sync_file(self, node: Node) -> Iterator[Link]:
         files = self._sync_files.file[self._sync_files.address == np.uint64(node.address)]
         for file in files.tolist():
-            yield from self._opened(node, self._descriptors, file)
+            yield from self._keepers_of_file(node, file)
 
     def _keepers_of_drm_file(self, node: Node) -> Iterator[Link]:
         file = self._file_of_drm_file.get(node.address, 0)
         if file:
-            yield from self._opened(node, self._descriptors, file)
+            yield from self._keepers_of_file(node, file)
+
+    def _keepers_of_file(self, node: Node, file: int) -> Iterator[Link]:
+        for opened in self._opened_by:
+            yield from self._opened(node, opened, file)
+        for mapped in self._mapped_by:
+            mine = (mapped.file == np.uint64(file)) & (mapped.number > 0)
+            yield from self._mapped(node, mapped.owner[mine].tolist())
+        for sent in self._sent_to:
+            mine = sent.file == np.uint64(file)
+            for socket, word in zip(sent.owner[mine].tolist(), sent.word[mine].tolist()):
+                keeper = Node(What.SOCKET, socket)
+                yield Link(node, keeper, "waits in a message of", "message", word)
+
+    def _keepers_of_framebuffer(self, node: Node) -> Iterator[Link]:
+        file = self._framebuffers.get(node.address)
+        if file:
+            keeper = Node(What.DRM_FILE, file)
+            yield Link(node, keeper, "is a framebuffer of", word=node.address)
+        for plane in self._planes.get(node.address, ()):
+            yield Link(node, Node(What.PLANE, plane), "is shown by", word=plane)
 
     def _kept_by_gem(self, node: Node) -> Iterator[Link]:
         gems = self.holders.gems if self.holders else None
         if gems is not None:
-            attached = gems.attached[gems.gem == np.uint64(node.address)]
-            for address in attached[attached != 0].tolist():
-                dma_buf = Node(What.DMA_BUF, address)
-                if address in self.buffers.address:
-                    yield Link(dma_buf, node, "is imported as")
+            mine = gems.gem == np.uint64(node.address)
+            for held, why in (
+                (gems.attached[mine], "is imported as"),
+                (gems.dma_buf[mine & (gems.handles > 0)], "is the dma-buf of"),
+            ):
+                for address in held[np.isin(held, self.buffers.address)].tolist():
+                    yield Link(Node(What.DMA_BUF, address), node, why)
         yield from self._fences(node, self._reservation_of_gem.get(node.address, 0))
 
     def _kept_by_dma_buf(self, node: Node) -> Iterator[Link]:
@@ -257,6 +388,14 @@ class BufferChains:
         for at in np.flatnonzero(handles.file == np.uint64(node.address)).tolist():
             gem = Node(What.GEM, int(handles.gem[at]))
             yield Link(gem, node, f"is handle {handles.handle[at]} of")
+        for framebuffer, file in self._framebuffers.items():
+            if file == node.address:
+                yield Link(Node(What.FRAMEBUFFER, framebuffer), node, "is a framebuffer of")
+
+    def _kept_by_framebuffer(self, node: Node) -> Iterator[Link]:
+        held = self.gems.framebuffers
+        for gem in held.gem[held.owner == np.uint64(node.address)].tolist():
+            yield Link(Node(What.GEM, gem), node, "is in")
 
     def _kept_by_process(self, node: Node) -> Iterator[Link]:
         tables = [
@@ -296,11 +435,11 @@ class BufferChains:
                 yield Link(Node(What.FENCE, fence), node, "is in the reservation object of")
 
     def _opened(self, node: Node, opened: FileReferences, file: int) -> Iterator[Link]:
-        mine = opened.file == np.uint64(file)
-        for table, number in zip(opened.owner[mine].tolist(), opened.number[mine].tolist()):
-            tasks = self._users.get(table, [])
+        for at in np.flatnonzero(opened.file == np.uint64(file)).tolist():
+            tasks = self._users.get(int(opened.owner[at]), [])
+            why, word = f"is fd {opened.number[at]} of", int(opened.word[at])
             for process in dict.fromkeys(self._process(task) for task in tasks):
-                yield Link(node, process, f"is fd {number} of")
+                yield Link(node, process, why, "descriptor", word)
 
     def _mapped(self, node: Node, areas: Iterable[int]) -> Iterator[Link]:
         for area in areas:
@@ -308,16 +447,11 @@ class BufferChains:
             if space not in self._spaces:
                 self._spaces.update(mm_users(self.prog, {space}))
             if space in self._spaces:
-                yield Link(node, self._process(self._spaces[space]), "is mapped by")
+                process = self._process(self._spaces[space])
+                yield Link(node, process, "is mapped by", "mapping", area)
 
     def _process(self, task: Object) -> Node:
         return Node(What.PROCESS, task.group_leader.value_())
-
-    def _sockets_with(self, file: np.uint64) -> List[int]:
-        with contextlib.suppress(LookupError):  # a kernel without unix sockets
-            queued, _ = files_in_flight(self.index, np.array([file], dtype=np.uint64))
-            return [int(owner) for owner in queued.owner.tolist()]
-        return []
 
     def _owners_of_reservation(self, reservation: int) -> Iterator[Node]:
         owned = self._gems_of_reservation.get(reservation, [])
@@ -365,6 +499,36 @@ class BufferChains:
                 self.gaps.append(("DRM file", "it could not be read", address))
         return found
 
+    def _all_framebuffers(self) -> Tuple[Dict[int, int], Dict[int, List[int]]]:
+        """
+        Framebuffers that open files have, with the file; and all that are shown, with planes.
+
+        A file's list has a reference to each (``drm_mode_addfb2()``), and a plane
+        to the one that it shows (``drm_atomic_set_fb_for_plane()``).
+        """
+        files: Dict[int, int] = {}
+        planes: Dict[int, List[int]] = {}
+        for address, file in self._drm_files.items():
+            try:
+                for framebuffer in for_each_entry(
+                    "struct drm_framebuffer", file.fbs.address_of_(), "filp_head", _LIST_MAX
+                ):
+                    files[framebuffer.value_()] = address
+            except (FaultError, ValidationError) as error:
+                self.gaps.append(("framebuffers", f"the walk broke off: {error}", address))
+        for known in self.gems.devices:
+            try:
+                if not known.device.mode_config.plane_list.next:
+                    continue  # without a screen
+                for plane in for_each_plane(known.device):
+                    # "drm: Nerf plane->fb/crtc for atomic drivers" of v4.18.
+                    shown = plane.state.fb if plane.state else plane.fb
+                    planes.setdefault(shown.value_(), []).append(plane.value_())
+            except (FaultError, ValidationError) as error:
+                why = f"the walk broke off: {error}"
+                self.gaps.append(("planes", why, known.device.value_()))
+        return files, planes
+
     def _all_sync_files(self) -> _SyncFiles:
         rows = []
         with contextlib.suppress(LookupError):  # a kernel without them
@@ -382,11 +546,13 @@ class Chain:
     :ivar nodes: in the order in which they were come upon, the thing first
     :ivar links: between them
     :ivar left_out: things that were seen and not followed
+    :ivar not_drawn: references to things beyond those of their keepers that were found
     """
 
     nodes: Tuple[Node, ...]
     links: Tuple[Link, ...]
     left_out: int
+    not_drawn: Dict[Node, int]
 
 
 def chain_of(chains: BufferChains, start: Node, nodes_max: int) -> Chain:
@@ -399,13 +565,18 @@ def chain_of(chains: BufferChains, start: Node, nodes_max: int) -> Chain:
     nodes: Dict[Node, None] = {start: None}
     links: Dict[Link, None] = {}
     left_out: Set[Node] = set()
+    not_drawn: Dict[Node, int] = {}
 
     def follow(first: Sequence[Node], down: bool) -> None:
         queue = list(first)
         for node in queue:  # it grows
             if not down and node.what == What.FENCE and node != start:
                 continue
-            for link in chains.kept(node) if down else chains.keepers(node):
+            found = list(chains.kept(node) if down else chains.keepers(node))
+            missing = 0 if down else chains.not_drawn(node, found)
+            if missing:
+                not_drawn[node] = missing
+            for link in found:
                 other = link.kept if down else link.keeper
                 if other not in nodes:
                     if len(nodes) >= nodes_max:
@@ -417,4 +588,4 @@ def chain_of(chains: BufferChains, start: Node, nodes_max: int) -> Chain:
 
     follow([start], True)
     follow(list(nodes), False)
-    return Chain(tuple(nodes), tuple(links), len(left_out))
+    return Chain(tuple(nodes), tuple(links), len(left_out), not_drawn)

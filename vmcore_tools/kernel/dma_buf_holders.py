@@ -54,6 +54,7 @@ KINDS = ("descriptor", "message", "mapping", "gem", "import", "prime_cache")
 
 
 _NOTHING = np.zeros(0, dtype=np.uint64)
+_NO_ATTACHMENTS = Attachments(_NOTHING, _NOTHING, _NOTHING)
 _NO_ENTRIES = PrimeEntries(_NOTHING, _NOTHING, _NOTHING, _NOTHING.astype(np.int64))
 
 
@@ -68,7 +69,8 @@ class DmaBufHolders:
     :ivar mappings: those of the dma-bufs
     :ivar users: address of each ``struct files_struct`` to its ``struct task_struct *``
     :ivar cache: int64: where the dma-bufs are, position in ``SlabIndex.caches``
-    :ivar attachments: to all of them
+    :ivar messages: descriptors that wait in sockets, with the ``struct unix_sock`` as owner
+    :ivar imports: attachments of other subsystems than DRM, which something points at
     :ivar gems: all GEM objects with their dma-bufs; None without DRM
     :ivar entries: of PRIME caches
     :ivar stale: bool: entries whose handle is not one of the dma-buf
@@ -82,7 +84,8 @@ class DmaBufHolders:
     mappings: FileReferences
     users: Dict[int, List[Object]]
     cache: npt.NDArray[np.int64]
-    attachments: Attachments
+    messages: FileReferences
+    imports: Attachments
     gems: Optional[GemDmaBufs]
     entries: PrimeEntries
     stale: npt.NDArray[np.bool_]
@@ -122,6 +125,7 @@ class _Walk:
         self.buffers = buffers
         self.holders: List[Holders] = []
         self.attachments = attachments(self.prog, buffers)
+        self.imports = _NO_ATTACHMENTS
         self.gems: Optional[GemDmaBufs] = None
         self.entries = _NO_ENTRIES
         self.stale = np.zeros(0, dtype=bool)
@@ -146,6 +150,7 @@ class _Walk:
         self._files("mapping", mapped.chosen(in_place))
         # One that is in no address space drops its reference soon, or has done so.
         self._files("mapping", mapped.chosen(~in_place), at_most=True)
+        queued = FileReferences.of([])
         with contextlib.suppress(LookupError):  # a kernel without unix sockets
             queued, passing = files_in_flight(index, buffers.file)
             self._files("message", queued)
@@ -163,7 +168,8 @@ class _Walk:
             mappings=mapped.chosen(in_place),
             users=users,
             cache=cache,
-            attachments=self.attachments,
+            messages=queued,
+            imports=self.imports,
             gems=self.gems,
             entries=self.entries,
             stale=self.stale,
@@ -260,7 +266,8 @@ class _Walk:
         others = np.flatnonzero(~np.isin(every.address, mine))
         known = not_forgotten(self.index, every.address[others], self._links(every.address))
         kept, forgotten = others[known], others[~known]
-        self._hold("import", every.dma_buf[kept], every.word[kept], at_most=True)
+        self.imports = Attachments(every.address[kept], every.dma_buf[kept], every.word[kept])
+        self._hold("import", self.imports.dma_buf, self.imports.word, at_most=True)
         self.holders.append(Holders("weak", _NOTHING, every.word[forgotten]))
         self.gaps += [("attachments", "the list breaks off", address) for address in every.unread]
 

@@ -55,7 +55,7 @@ class FileReferences:
         )
 
     @staticmethod
-    def of(rows: Sequence[Tuple[int, int, int, int]], unread: Sequence[int]) -> FileReferences:
+    def of(rows: Sequence[Tuple[int, int, int, int]], unread: Sequence[int] = ()) -> FileReferences:
         """
         :param rows: file, word, owner and number of each reference
         """
