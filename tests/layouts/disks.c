@@ -108,7 +108,12 @@ struct iomap_dio {
 };
 struct iomap_dio keep_iomap_dio;
 
-/* include/linux/blkdev.h, blk-mq.h, block/blk-mq-tag.h */
+struct gendisk {
+	struct request_queue *queue;
+};
+struct gendisk keep_gendisk;
+
+/* include/linux/blkdev.h, sbitmap.h, blk-mq.h, block/blk-mq-tag.h */
 
 enum mq_rq_state {
 	MQ_RQ_IDLE = 0,
@@ -133,9 +138,28 @@ struct request {
 };
 struct request keep_request;
 
+struct sbq_wait_state {
+	atomic_t wait_cnt;
+	struct wait_queue_head wait;
+} __attribute__((aligned(64)));
+struct sbq_wait_state keep_sbq_wait_state;
+
+struct sbitmap_queue {
+	unsigned int wake_batch;
+	struct sbq_wait_state *ws;
+};
+struct sbitmap_queue keep_sbitmap_queue;
+
 struct blk_mq_tags {
 	unsigned int nr_tags;
 	unsigned int nr_reserved_tags;
+#if !defined(DISKS_4_19) && !defined(DISKS_7_2)
+	struct sbitmap_queue *bitmap_tags;
+	struct sbitmap_queue *breserved_tags;
+#else
+	struct sbitmap_queue bitmap_tags;
+	struct sbitmap_queue breserved_tags;
+#endif
 	struct request **rqs;
 };
 struct blk_mq_tags keep_blk_mq_tags;
@@ -143,6 +167,7 @@ struct blk_mq_tags keep_blk_mq_tags;
 struct blk_mq_hw_ctx {
 	struct request_queue *queue;
 	struct blk_mq_tags *tags;
+	struct blk_mq_tags *sched_tags;
 };
 struct blk_mq_hw_ctx keep_blk_mq_hw_ctx;
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import pytest
-from drgn import Object, sizeof
+from drgn import Object, offsetof, sizeof
 from drgn.helpers import ValidationError
 
 from tests.layouts.machine import Machine, Value
-from vmcore_tools.kernel import blk_mq
+from vmcore_tools.kernel import blk_mq, wait_disks
 from vmcore_tools.kernel.blk_mq import bio_waiter, for_each_page, requests_in_flight
+from vmcore_tools.kernel.wait_disks import as_tag
+from vmcore_tools.kernel.waits import Wait
 
 RELEASES = {"4.19.90": "DISKS_4_19", "5.10.262": "DISKS_5_10", "7.2.13": "DISKS_7_2"}
 IDLE, IN_FLIGHT, COMPLETE = 0, 1, 2
@@ -197,3 +199,46 @@ def test_who_sleeps_for_direct_io(disk: Disk) -> None:
     nobody = machine.new("struct iomap_dio", {})
     assert disk.waiter(disk.bio(end="iomap_dio_bio_end_io", bi_private=nobody)) is None
     assert disk.waiter(disk.bio(bi_private=task)) is None
+
+
+def wait_queues(disk: Disk) -> List[int]:
+    """Gives the disk's tags wait queues: the addresses of those of ``bitmap_tags``."""
+    machine = disk.machine
+    state = machine.prog.type("struct sbq_wait_state")
+    heads = []
+    for name in ("bitmap_tags", "breserved_tags"):
+        states = machine.alloc(8 * sizeof(state), 64)
+        if disk.release.startswith("5."):
+            bits = machine.new("struct sbitmap_queue", {"ws": states})
+            machine.put("struct blk_mq_tags", disk.tags, {name: bits})
+        else:
+            machine.put("struct blk_mq_tags", disk.tags, {f"{name}.ws": states})
+        heads.append([states + n * sizeof(state) + offsetof(state, "wait") for n in range(8)])
+    return heads[0]
+
+
+def as_tag_of(disk: Disk, queues: Sequence[int], address: int) -> Optional[Wait]:
+    """What a wait on a queue is taken for, where each of the request queues is a disk's."""
+    disks = [
+        disk.object("gendisk", disk.machine.new("struct gendisk", {"queue": queue}))
+        for queue in queues
+    ]
+    chains: Any = SimpleNamespace(prog=disk.machine.prog, found={}, lost=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wait_disks, "for_each_disk", lambda _prog: iter(disks))
+        found = as_tag(chains, Wait("wait queue", disk.object("wait_queue_head", address), ""))
+    assert found is None or found.object.queue.value_() == queues[0]
+    return found
+
+
+def test_who_waits_for_a_free_request_waits_for_the_disk(disk: Disk) -> None:
+    third = wait_queues(disk)[2]
+    found = as_tag_of(disk, [disk.queue], third)
+    assert found is not None
+    assert (found.kind, found.proven) == ("tag", True)
+    assert as_tag_of(disk, [disk.queue], third + 8) is None
+
+
+def test_of_tags_of_several_disks_it_is_not_known(disk: Disk) -> None:
+    third = wait_queues(disk)[2]
+    assert as_tag_of(disk, [disk.queue, disk.new_queue()], third) is None

@@ -20,6 +20,8 @@ from vmcore_tools.kernel.symbols import symbol_name
 #: Bounds that no machine reaches; damaged counts must end.
 _HW_QUEUES_MAX = 65536
 _TAGS_MAX = 1 << 20
+#: include/linux/sbitmap.h: SBQ_WAIT_QUEUES, a macro.
+_WAIT_QUEUES = 8
 #: Pages and bios of one request.
 _PAGES_MAX = 1 << 20
 #: Direct I/O by the function at its bios' end: what bi_private is, and who sleeps in it.
@@ -118,6 +120,26 @@ def _tagged(queue: Object) -> Iterator[npt.NDArray[np.uint64]]:
         order = "<" if queue.prog_.platform.flags.IS_LITTLE_ENDIAN else ">"
         requests = np.frombuffer(data, dtype=f"{order}u8").astype(np.uint64)
         yield requests[requests != 0]
+
+
+def for_each_tag_wait_queue(queue: Object) -> Iterator[Object]:
+    """
+    Iterate over the wait queues of ``blk_mq_get_tag()``: until a request is free.
+
+    :param queue: ``struct request_queue *``
+    :return: Iterator of ``struct wait_queue_head *``
+    :raises FaultError: if the tags are not in the dump
+    :raises drgn.helpers.ValidationError: if there are too many hardware queues
+    """
+    for hardware in for_each_hw_queue(queue):
+        for tags in (hardware.tags, hardware.sched_tags):
+            if not tags:
+                continue
+            # From v5.10 to v5.15 they are pointers.
+            for bits in (tags.bitmap_tags, tags.breserved_tags):
+                states = bits.ws.read_()
+                for number in range(_WAIT_QUEUES if states else 0):
+                    yield states[number].wait.address_of_()
 
 
 def _started_ages(queue: Object, structs: npt.NDArray[np.void]) -> List[int]:

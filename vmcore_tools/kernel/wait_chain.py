@@ -21,10 +21,10 @@ from drgn.helpers.linux.sched import task_cpu, task_on_cpu
 from vmcore_tools.kernel.run_queue import RunQueue, is_throttled
 from vmcore_tools.kernel.stack_frames import TaskTrace
 from vmcore_tools.kernel.task import is_queued
-from vmcore_tools.kernel.wait_disks import as_direct_io
+from vmcore_tools.kernel.wait_disks import as_direct_io, as_tag
 from vmcore_tools.kernel.wait_fences import follow_fence, follow_fence_wait
 from vmcore_tools.kernel.wait_graph import Edge, WaitGraph
-from vmcore_tools.kernel.wait_io import follow_io_wait, follow_page_wait
+from vmcore_tools.kernel.wait_io import follow_io_wait, follow_page_wait, follow_tag_wait
 from vmcore_tools.kernel.wait_locks import follow_lock, follow_lock_wait
 from vmcore_tools.kernel.wait_memory import as_reclaim, follow_memory, follow_reclaim_wait
 from vmcore_tools.kernel.wait_nodes import (
@@ -245,6 +245,7 @@ FOLLOW_WAIT: Mapping[str, FollowWait] = {
     "request": follow_io_wait,
     "buffer": follow_io_wait,
     "page": follow_page_wait,
+    "tag": follow_tag_wait,
     "dma_fence": follow_fence_wait,
     "virtqueue": follow_virtqueue_wait,
     "rcu": follow_rcu_wait,
@@ -265,4 +266,4 @@ FOLLOW_NODE: Mapping[str, FollowNode] = {
     MEMORY: follow_memory,
 }
 #: What plain wait queues and completions are known to be of.
-NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_direct_io, as_rcu, as_reclaim)
+NAME_WAIT: Tuple[NameWait, ...] = (as_virtqueue, as_direct_io, as_tag, as_rcu, as_reclaim)

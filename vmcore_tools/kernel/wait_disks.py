@@ -9,7 +9,13 @@ from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.block import for_each_disk
 
-from vmcore_tools.kernel.blk_mq import bio_waiter, for_each_bio, for_each_page, requests_in_flight
+from vmcore_tools.kernel.blk_mq import (
+    bio_waiter,
+    for_each_bio,
+    for_each_page,
+    for_each_tag_wait_queue,
+    requests_in_flight,
+)
 from vmcore_tools.kernel.waits import Wait
 
 if TYPE_CHECKING:
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
 _PAGES_KEY = "vmcore_tools.wait_disks.pages"
 _BIOS_KEY = "vmcore_tools.wait_disks.bios"
+_TAGS_KEY = "vmcore_tools.wait_disks.tags"
 
 
 def disk_with_page(chains: WaitChains, page: Object) -> Optional[Object]:
@@ -43,6 +50,39 @@ def direct_io_of(chains: WaitChains, task: Object) -> Optional[Wait]:
 def as_direct_io(chains: WaitChains, wait: Wait) -> Optional[Wait]:
     """The timer of ``blk_io_schedule()``, which only looks after the bio, as a wait for that."""
     return direct_io_of(chains, wait.object.task) if wait.kind == "timer" else None
+
+
+def as_tag(chains: WaitChains, wait: Wait) -> Optional[Wait]:
+    """The wait queue of those who wait until a request of a disk is free, as a wait for that."""
+    if wait.kind != "wait queue":
+        return None
+    disk = _disks_by_tag_queues(chains).get(wait.object.value_())
+    if disk is None:
+        return None
+    return Wait("tag", disk, "it is on a wait queue of the disk's tags", wait.proven)
+
+
+def _disks_by_tag_queues(chains: WaitChains) -> Dict[int, Object]:
+    """By the addresses of wait queues; without those that several disks have together."""
+    if _TAGS_KEY in chains.found:
+        return chains.found[_TAGS_KEY]
+    disks = chains.found[_TAGS_KEY] = {}
+    shared = set()
+    try:
+        for disk in for_each_disk(chains.prog):
+            try:
+                for queue in for_each_tag_wait_queue(disk.queue.read_()):
+                    if disks.setdefault(queue.value_(), disk) != disk:
+                        shared.add(queue.value_())
+            except (FaultError, ValidationError) as error:
+                chains.lost("tags of a disk", error, disk.value_())
+    except (LookupError, AttributeError):
+        pass  # no block devices, or none of their debug info
+    except (FaultError, ValidationError) as error:
+        chains.lost("list of disks", error, 0)
+    for address in shared:
+        del disks[address]
+    return disks
 
 
 def _found(chains: WaitChains, key: str) -> Dict[int, Object]:

@@ -30,6 +30,11 @@ def follow_io_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]
         yield Edge(key, _disk(chains, disk), "is an I/O of", wait.kind != "buffer")
 
 
+def follow_tag_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
+    """From a task that waits until a request of a disk is free to the disk."""
+    yield Edge(node.key, _disk(chains, wait.object), "waits for a free request of", wait.proven)
+
+
 def follow_page_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edge]:
     """From a task that waits for a page to that, and to the disk that reads or writes it."""
     key = chains.object(wait.kind, wait.object)
