@@ -378,7 +378,7 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
 def _ages(prog: Program, buffers: DmaBufs) -> npt.NDArray[np.int64]:
     try:
         return ages_ns(prog, buffers)
-    except LookupError:
+    except (FaultError, LookupError):
         return np.full(len(buffers.file), -1, dtype=np.int64)
 
 

@@ -54,7 +54,9 @@ for them, or to memory that is something else now: importing that buffer gives
 the process the wrong handle. `outlived` ones still have their reference, but
 their handle is closed: the buffer stays until the process closes its DRM file.
 
-What a task is working on is left out: a handle may just be closed.""",
+Of the `outlived` ones those are left out whose buffer, entry or object a task
+has on its stack or in a register: the handle may just be closed. The others
+are so whatever tasks do.""",
 )
 IMPORT_CYCLE = Rule(
     id="VT405",

@@ -11,6 +11,7 @@ import pytest
 from drgn import Object, offsetof, sizeof
 
 from tests.layouts.machine import DIRECT_MAP, RAM, Machine, Value
+from vmcore_tools.kernel import files
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
     attachments,
@@ -664,6 +665,36 @@ def test_a_damaged_table_of_descriptors_is_counted(machine: Machine) -> None:
     fdt = machine.new("struct fdtable", {"max_fds": 1 << 31, "fd": 0x1000})
     table = machine.new("struct files_struct", {"fdt": fdt})
     assert descriptors(machine.prog, [table], addresses([1])).unread == (table,)
+
+
+def test_a_table_that_never_had_as_many_descriptors_is_read_in_pieces(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """max_fds of a table that was freed and written over: it has no memory for them."""
+    monkeypatch.setattr(files, "_DESCRIPTORS_AT_ONCE", 4)
+    watched = machine.new("struct file", {})
+    array = machine.words(machine.alloc(8 * 11), [0, watched, 0, 0, 0, 0, watched, *[0] * 4])
+    machine.words(array + 80, [watched])
+    tables = []
+    for count in (11, (1 << 28) - 1):
+        fdt = machine.new("struct fdtable", {"max_fds": count, "fd": array})
+        tables.append(machine.new("struct files_struct", {"fdt": fdt}))
+    sizes: List[int] = []
+    read = machine.prog.read
+
+    class Recorded:
+        def __getattr__(self, name: str) -> object:
+            return getattr(machine.prog, name)
+
+        def read(self, address: int, size: int) -> bytes:
+            sizes.append(size)
+            return read(address, size)
+
+    found = descriptors(Recorded(), tables, addresses([watched]))  # type: ignore[arg-type]
+    assert found.unread == (tables[1],)
+    assert found.number.tolist() == [1, 6, 10]
+    assert found.word.tolist() == [array + 8 * number for number in (1, 6, 10)]
+    assert max(sizes) < 4096
 
 
 # Descriptors on their way.

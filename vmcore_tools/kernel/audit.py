@@ -353,9 +353,10 @@ def _held_elsewhere(
     )
     # What is not in the direct map is a variable of the kernel's: the stub fence.
     variable = (rows < 0) & np.isin(page, [PageClass.UNREAD, PageClass.RESERVED])
+    by_kind = [(group.kind, np.isin(held[free], group.held).tolist()) for group in exact]
     kinds = tuple(
-        tuple(sorted({group.kind for group in exact if address in group.held}))
-        for address in held[free]
+        tuple(sorted({kind for kind, points in by_kind if points[i]}))
+        for i in range(int(np.count_nonzero(free)))
     )
     cache = np.where(rows >= 0, index.cache[rows], -1) if len(index.cache) else rows
     return Stale(held[free], cache[free], kinds), held[~free & ~variable]

@@ -235,9 +235,10 @@ def ages_ns(prog: Program, buffers: DmaBufs) -> npt.NDArray[np.int64]:
 
     :return: int64 array of shape (n,); -1 where it is not known: not in the
         dump, or the clock was set back since
-    :raises LookupError: without the debug info of the timekeeper
+    :raises LookupError: without the debug info of the timekeeper, or if these are elsewhere
+    :raises drgn.FaultError: if the timekeeper is not in the dump
     """
-    now_s = _timekeeper(prog).xtime_sec.value_()
+    now_s = _timekeeper(prog).member_("xtime_sec").value_()
     file_type, inode_type = prog.type("struct file"), prog.type("struct inode")
     files, read = read_structs(
         prog, buffers.file.tolist(), field_dtype(file_type, {"inode": "f_inode"})
@@ -245,7 +246,9 @@ def ages_ns(prog: Program, buffers: DmaBufs) -> npt.NDArray[np.int64]:
     # "fs: rename i_ctime field to __i_ctime" of v6.6, "fs: switch timespec64 fields in
     # inode to discrete integers" of v6.11.
     members = ("i_ctime", "__i_ctime", "i_ctime_sec")
-    (member,) = [name for name in members if inode_type.has_member(name)]
+    member = next((name for name in members if inode_type.has_member(name)), None)
+    if member is None:
+        raise LookupError("an inode's change time is not where it was up to v7.2")
     designator = member if member == "i_ctime_sec" else f"{member}.tv_sec"
     inodes, inode_read = read_structs(
         prog, files["inode"].tolist(), field_dtype(inode_type, {"s": designator})
@@ -258,9 +261,9 @@ def _timekeeper(prog: Program) -> Object:
     """``struct timekeeper``, the one of all clocks but the auxiliary ones."""
     # "timekeeping: Prepare for multiple timekeepers" of v6.17 made an array of them.
     try:
-        return prog["tk_core"].timekeeper
+        return prog["tk_core"].member_("timekeeper")
     except KeyError:
-        return prog["timekeeper_data"][0].timekeeper
+        return prog["timekeeper_data"][0].member_("timekeeper")
 
 
 def weak_words(prog: Program, buffers: DmaBufs) -> Tuple[U64, Tuple[int, ...]]:

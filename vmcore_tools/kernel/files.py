@@ -24,8 +24,11 @@ from vmcore_tools.kernel.task import for_each_bounded_task
 U64 = npt.NDArray[np.uint64]
 
 _CACHE_KEY = "vmcore_tools.kernel.files"
-#: More descriptors than a table can have (``sysctl_nr_open_max`` is below it).
-_DESCRIPTORS_MAX = 1 << 30
+#: More descriptors than a table can have: "mm: don't allow oversized kvmalloc() calls" of
+#: v5.15 gives INT_MAX bytes at most.
+_DESCRIPTORS_MAX = 1 << 28
+#: Descriptors that are read at once: what is no table breaks off before there are many.
+_DESCRIPTORS_AT_ONCE = 1 << 16
 #: Watches of one file; a damaged list must end.
 _WATCHES_MAX = 100_000
 
@@ -178,15 +181,20 @@ def descriptors(prog: Program, tables: Sequence[int], files: U64) -> FileReferen
         if not fdt:
             continue
         count, first = int(array["max_fds"]), int(array["fd"])
+        mine: List[Tuple[int, int, int, int]] = []
         try:
             if not ok or count > _DESCRIPTORS_MAX:
                 raise FaultError("no descriptor table", fdt)
-            pointers = np.frombuffer(prog.read(first, count * 8), dtype=np.uint64)
+            for start in range(0, count, _DESCRIPTORS_AT_ONCE):
+                size = min(count - start, _DESCRIPTORS_AT_ONCE)
+                pointers = np.frombuffer(prog.read(first + 8 * start, 8 * size), dtype=np.uint64)
+                for at in np.flatnonzero(np.isin(pointers, files)).tolist():
+                    number = start + at
+                    mine.append((int(pointers[at]), first + 8 * number, table, number))
         except FaultError:
             unread.append(table)
             continue
-        for number in np.flatnonzero(np.isin(pointers, files)).tolist():
-            rows.append((int(pointers[number]), first + 8 * number, table, number))
+        rows += mine
     return FileReferences.of(rows, unread)
 
 
