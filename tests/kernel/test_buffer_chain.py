@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Dict, List, Tuple
 
 import numpy as np
 import pytest
 
+from vmcore_tools.kernel.audit import Counted, Holders, Refcounted
 from vmcore_tools.kernel.buffer_chain import (
     BufferChains,
     Link,
@@ -22,7 +24,7 @@ FENCE = Node(What.FENCE, 0x2000)
 OWNER = Node(What.DRM_FILE, 0x3000)
 
 
-class Counted(BufferChains):
+class OneGem(BufferChains):
     """Holders by kind and references left of one GEM object; and the count of the others."""
 
     def __init__(self, holders: Dict[str, int], left: int, refcount: int = 0) -> None:
@@ -65,16 +67,33 @@ def links(*references: Tuple[str, int], kept: Node = GEM) -> List[Link]:
 def test_what_the_audit_counts_and_no_link_is(
     holders: Dict[str, int], left: int, references: List[Tuple[str, int]], expected: int
 ) -> None:
-    assert Counted(holders, left).not_drawn(GEM, links(*references)) == expected
+    assert OneGem(holders, left).not_drawn(GEM, links(*references)) == expected
+
+
+@pytest.mark.parametrize(
+    ("refcount", "expected"), [(1, 0), (2, 1), (0, 0), (-(1 << 30), 1), (-5, 1), (1 << 25, 1)]
+)
+def test_a_count_that_cannot_be_is_of_somebody_else(refcount: int, expected: int) -> None:
+    address, sizes = np.array([GEM.address], dtype=np.uint64), np.array([8])
+    counted = Counted(address, np.array([refcount]), address, sizes, np.array([0]))
+    handles = [Holders("handle", address, address, at_most=True)]
+    everything = np.ones(1, dtype=bool)
+    chains = OneGem({}, 0)
+    chains._audited = {}
+    chains.gems = SimpleNamespace(  # type: ignore[assignment]
+        described=Refcounted(counted, handles, everything, everything),
+        gems=SimpleNamespace(address=address),
+    )
+    assert chains.not_drawn(GEM, links(("handle", 1))) == expected
 
 
 def test_things_with_a_count_of_their_own() -> None:
-    assert Counted({}, 0, 3).not_drawn(FENCE, links(("", 1), ("", 1), ("", 2))) == 1
-    assert Counted({}, 0, 0).not_drawn(OWNER, links(("", 1))) == 0
+    assert OneGem({}, 0, 3).not_drawn(FENCE, links(("", 1), ("", 1), ("", 2))) == 1
+    assert OneGem({}, 0, 0).not_drawn(OWNER, links(("", 1))) == 0
 
 
 def test_a_chain_counts_what_was_followed_up() -> None:
-    chains = Counted({"handle": 1}, 2, 5)
+    chains = OneGem({"handle": 1}, 2, 5)
     chains.links = [Link(FENCE, GEM, "", "", 7), *links(("handle", 1))]
     chain = chain_of(chains, GEM, 100)
     assert set(chain.nodes) == {GEM, FENCE, OWNER}

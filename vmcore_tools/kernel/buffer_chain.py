@@ -18,7 +18,12 @@ from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.pid import find_task
 
-from vmcore_tools.kernel.audit import count_holders, slots_around
+from vmcore_tools.kernel.audit import (
+    Verdict,
+    count_holders,
+    slots_around,
+    verdicts_of_counts,
+)
 from vmcore_tools.kernel.dma_buf import DmaBufs, dma_bufs
 from vmcore_tools.kernel.dma_buf_holders import DmaBufHolders, dma_buf_holders
 from vmcore_tools.kernel.dma_fence import reserved_fences
@@ -246,7 +251,11 @@ class BufferChains:
             described, addresses = self.gems.described, self.gems.gems.address
             if what == What.DMA_BUF and self.holders is not None:
                 described, addresses = self.holders.described, self.buffers.address
-            held, left, _ = count_holders(described.objects, described.holders)
+            refcount = described.objects.refcount
+            held, left, excess = count_holders(described.objects, described.holders)
+            verdict = verdicts_of_counts(refcount, left, excess)
+            # A count that cannot be, or that was stopped, is of more than its holders.
+            left[np.isin(verdict, [Verdict.SATURATED, Verdict.IMPOSSIBLE])] = 1
             position = {address: i for i, address in enumerate(addresses.tolist())}
             self._audited[what] = _Counts(position, held, left)
         return self._audited[what]
