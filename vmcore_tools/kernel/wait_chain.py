@@ -12,6 +12,7 @@ entered in the tables at the end.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from drgn import FaultError, Object, Program
@@ -178,7 +179,7 @@ class WaitChains:
         for name in NAME_WAIT:
             named = name(self, wait)
             if named is not None:
-                return named
+                return dataclasses.replace(named, proven=named.proven and wait.proven)
         return wait
 
     def cpu(self, cpu: int) -> str:
