@@ -205,7 +205,10 @@ def of_program(prog: Program) -> DebugInfo:
     :raises TargetError: if the kernel's own debug info is not loaded
     """
     with drgn_log() as messages:
-        prog.create_loaded_modules()
+        try:
+            prog.create_loaded_modules()
+        except MemoryError:
+            messages.append("can't find loaded modules: their list is damaged")
     return _state(prog, messages, ())
 
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 from drgn import Object
+from drgn.helpers.linux.mm import for_each_vmap_area
 from drgn.helpers.linux.percpu import per_cpu
 
 from fixtures.mutations.copy import Copy
@@ -168,3 +169,23 @@ def test_a_damaged_list_of_workers_hides_no_cause(copy: Copy, demo_dump: Shipped
     with damaged(copy, pool.workers.next, 0) as opened:
         result = run(opened, "wait-graph")
     assert {finding.rule.id for finding in result.findings} == rules
+
+
+def test_a_circle_of_resources_ends(copy: Copy) -> None:
+    resources = list(for_each_resource(copy.prog["iomem_resource"].address_of_()))
+    last = resources[-1]
+    with damaged(copy, last.child, resources[0].value_()) as opened:
+        again = list(for_each_resource(opened.prog["iomem_resource"].address_of_()))
+        assert len(again) == len(resources)
+
+
+def test_an_area_of_vmalloc_has_no_more_pages_than_it_is_large(
+    copy: Copy, demo_dump: ShippedDump
+) -> None:
+    (area, *_) = [
+        area.vm.read_() for area in for_each_vmap_area(copy.prog) if area.vm and area.vm.pages
+    ]
+    with damaged(copy, area.nr_pages, 0xFFFFFFFF) as opened:
+        result = run(opened, "dma-fences")
+        assert result.status in (Status.OK, Status.PARTIAL)
+        assert leaked(result)[1] == demo_dump.truth["leak"]["references_leaked"]

@@ -428,6 +428,8 @@ class _Walk:
         """The position of a structure that was in no slab, which is read by itself."""
         if node not in self._others:
             address = node - self._layout.node
+            if address < 0:
+                return self._UNKNOWN
             try:
                 raw = self._prog.read(address, self._layout.type.size)
             except FaultError:

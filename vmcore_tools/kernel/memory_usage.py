@@ -31,9 +31,11 @@ from vmcore_tools.kernel.virtual_map import virtual_map
 
 Pfns = npt.NDArray[np.int64]
 
-#: Page frames that are looked at at a time.
 #: No stack, module or unit of per-CPU memory is larger.
 _RANGE_BYTES_MAX = 1 << 32
+#: The same of physical ranges: crash kernels of large machines have some GiB.
+_RESOURCE_BYTES_MAX = 1 << 36
+#: Page frames that are looked at at a time.
 _CHUNK_PAGES = 1 << 20
 _MODULES_MAX = 10_000
 #: Pages of a block that are taken as contiguous if its ends are.
@@ -237,6 +239,8 @@ def _resource_pages(prog: Program, page_size: int, name: str) -> Pfns:
     for resource in for_each_resource(prog["iomem_resource"].address_of_()):
         if resource.name.string_() == name.encode():
             start, end = resource.start.value_(), resource.end.value_() + 1
+            if not start < end or end - start > _RESOURCE_BYTES_MAX:
+                raise ValidationError(f"no {name} can be at 0x{start:x}-0x{end:x}")
             found.append(np.arange(start // page_size, -(-end // page_size), dtype=np.int64))
     return np.concatenate(found)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Set, Tuple
 
 from drgn import Object, Program
 from drgn.helpers import ValidationError
@@ -24,12 +24,12 @@ def for_each_resource(root: Object) -> Iterator[Object]:
     :return: Iterator of ``struct resource *``
     """
     pending = [root.child.read_()]
-    for _ in range(_RESOURCES_MAX):
-        if not pending:
-            return
+    seen: Set[int] = set()
+    while pending and len(seen) < _RESOURCES_MAX:
         resource = pending.pop()
-        if not resource:
-            continue
+        if not resource or resource.value_() in seen:
+            continue  # a damaged tree can have circles
+        seen.add(resource.value_())
         yield resource
         pending.append(resource.sibling.read_())
         pending.append(resource.child.read_())

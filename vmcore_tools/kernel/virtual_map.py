@@ -166,6 +166,8 @@ class VirtualMap:
                         self.unmapped_pages += count
                         continue
                     found = self._walk(start, count)
+                elif count > (end - start) // self._page_size:
+                    raise FaultError("an area has more pages than it is large", start)
                 else:
                     found = self._pfns_of_pages(area.pages, count)
             except FaultError:
