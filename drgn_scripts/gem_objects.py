@@ -159,6 +159,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
     # Objects of a device in a cache are alike.
     alike = holders.gems.device.astype(np.int64) + holders.gems.cache
     audited = with_likely_leaks(audited, alike)
+    audited = _with_lost_handles(ctx, holders, audited)
     count_audit_gaps(ctx, index, audited, "GEM objects")
     result = GemAudit(holders, audited, _pages(ctx, holders))
     files = [file for known in holders.devices for file in known.files]
@@ -212,6 +213,29 @@ def _with_left_overs(index: SlabIndex, holders: GemHolders, result: Audit) -> Au
         likely = [i for i in unknown if all(_is_left_over(index, r) for r in result.pointers[i])]
         if len(likely) < np.count_nonzero(mine & (result.verdict == Verdict.LEAKED)):
             verdict[likely] = Verdict.LIKELY_LEAKED
+    return dataclasses.replace(result, verdict=verdict)
+
+
+def _with_lost_handles(ctx: Context, holders: GemHolders, result: Audit) -> Audit:
+    """
+    Take objects for likely leaked, and no more, that count handles of which none was found.
+
+    The reference that is left over is that of a handle whose slot is damaged, or that leaked.
+    """
+    gems = holders.gems
+    found = result.holders.get("handle", np.zeros(len(gems.address), dtype=np.int64))
+    leaked = result.verdict == Verdict.LEAKED
+    lost = np.flatnonzero(leaked & (gems.handle_count > 0) & (found == 0))
+    if not len(lost):
+        return result
+    ctx.coverage.gap(
+        "GEM handle",
+        "its object counts it, and no open file has it",
+        int(gems.address[lost[0]]),
+        count=len(lost),
+    )
+    verdict = result.verdict.copy()
+    verdict[lost] = Verdict.LIKELY_LEAKED
     return dataclasses.replace(result, verdict=verdict)
 
 

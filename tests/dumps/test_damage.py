@@ -18,9 +18,10 @@ from drgn.helpers.linux.percpu import per_cpu
 from fixtures.mutations.copy import Copy
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner, target
+from vmcore_tools.kernel.gem_holders import gem_holders
 from vmcore_tools.kernel.resource import for_each_resource
 from vmcore_tools.kernel.slab import SlabFault, slab_index
-from vmcore_tools.model import AnalysisResult, Status
+from vmcore_tools.model import AnalysisResult, Confidence, Status
 from vmcore_tools.target import Target
 
 WORD = 8
@@ -169,6 +170,18 @@ def test_a_damaged_list_of_workers_hides_no_cause(copy: Copy, demo_dump: Shipped
     with damaged(copy, pool.workers.next, 0) as opened:
         result = run(opened, "wait-graph")
     assert {finding.rule.id for finding in result.findings} == rules
+
+
+def test_a_handle_that_is_damaged_proves_no_leak(copy: Copy) -> None:
+    whole = fresh(copy)
+    handles = gem_holders(slab_index(whole.prog, whole.memory)).handles
+    slot = Object(copy.prog, "unsigned long", address=int(handles.word[0]))
+    with damaged(copy, slot, ALL_ONES) as opened:
+        result = run(opened, "gem-objects")
+        (leak,) = [finding for finding in result.findings if finding.rule.id == "VT410"]
+        assert leak.confidence is Confidence.LIKELY
+        assert leak.subject.address == int(handles.gem[0])
+        assert "GEM handle" in gaps(result)
 
 
 def test_a_circle_of_resources_ends(copy: Copy) -> None:
