@@ -8,8 +8,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, cast, container_of, offsetof, sizeof
-from drgn.helpers.linux.idr import idr_for_each
+from drgn import FaultError, Object, Program, container_of, offsetof, sizeof
 
 from vmcore_tools.kernel.id_slots import Slots, idr_slots
 from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
@@ -27,7 +26,6 @@ _GEM = "struct drm_gem_object"
 GEM_OBJECT = Embedded(_GEM, "funcs", "struct drm_gem_object_funcs")
 GEM_OF_DEVICE = Embedded(_GEM, "dev", "struct drm_device")
 
-_HANDLES_MAX = 10_000_000
 #: Bounds that tell a GEM object from something else with a pointer to the device.
 _COUNT_MAX = 1 << 20
 _NAME_MAX = 1 << 31
@@ -47,12 +45,15 @@ def for_each_gem_handle(file: Object) -> Iterator[Tuple[int, Object]]:
 
     :param file: ``struct drm_file *``
     :return: Iterator of (handle, ``struct drm_gem_object *``)
+    :raises drgn.FaultError: behind the others, if some could not be read
     """
-    for number, (handle, entry) in enumerate(idr_for_each(file.object_idr.address_of_())):
-        if number >= _HANDLES_MAX:
-            return
-        if entry:
-            yield handle, cast("struct drm_gem_object *", entry)
+    prog = file.prog_
+    type_ = prog.pointer_type(prog.type("struct drm_gem_object"))
+    slots = idr_slots(file.object_idr)
+    for handle, entry in zip(slots.id.tolist(), slots.entry.tolist()):
+        yield handle, Object(prog, type_, value=entry)
+    if slots.unread:
+        raise FaultError("a node of the GEM handles could not be read", slots.unread[0])
 
 
 def reservation_address(device: Object, gem: Object) -> int:
