@@ -86,6 +86,12 @@ def test_what_the_pages_are_used_for(machine: Machine) -> None:
     machine.put("struct page", page_struct(cached), {**used, "mapping": DIRECT_MAP})
     machine.put("struct page", page_struct(reserved), {**used, "flags": 1 << 12})
     machine.put("struct page", page_struct(driver), used)
+    # Frozen by migration, likewise of a file, and on a CPU's free list.
+    frozen, frozen_cached, idle = (machine.alloc_pages(0) for _ in range(3))
+    nobody = {"page_type": 0xFFFFFFFF, "_refcount.counter": 0}
+    machine.put("struct page", page_struct(frozen), {**nobody, "mapping": DIRECT_MAP | 1})
+    machine.put("struct page", page_struct(frozen_cached), {**nobody, "mapping": DIRECT_MAP})
+    machine.put("struct page", page_struct(idle), nobody)
 
     index = page_index(machine.prog, machine.memory)
 
@@ -99,6 +105,11 @@ def test_what_the_pages_are_used_for(machine: Machine) -> None:
         PageClass.PAGE_CACHE,
         PageClass.RESERVED,
         PageClass.ALLOCATED,
+    ]
+    assert kinds([frozen, frozen_cached, idle]) == [
+        PageClass.ANONYMOUS,
+        PageClass.PAGE_CACHE,
+        PageClass.IDLE,
     ]
     assert index.slab_pfn.tolist() == [slab]
 

@@ -379,7 +379,10 @@ def classify(
     kind = np.full(len(pages), PageClass.ALLOCATED, dtype=np.uint8)
     kind[(mapping != 0) & (mapping & np.uint64(3) == 0)] = PageClass.PAGE_CACHE
     kind[_some(mapping, 1)] = PageClass.ANONYMOUS
-    kind[pages["refcount"] == 0] = PageClass.IDLE
+    # folio_migrate_mapping() and reclaim freeze the references of a page that is
+    # still user space's at 0; only free_pages_prepare() takes its mapping away.
+    frozen = (mapping != 0) & (mapping & np.uint64(3) != 2) & ~_some(pages["compound_head"], 1)
+    kind[(pages["refcount"] == 0) & ~frozen] = PageClass.IDLE
     if types.table_type is not None:
         kind[types.is_table(pages)] = PageClass.PAGE_TABLE
     kind[_some(pages["flags"], types.reserved_flag)] = PageClass.RESERVED
