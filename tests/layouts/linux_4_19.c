@@ -4,7 +4,16 @@
  * randomised freelists.
  */
 
+/* It has less of these. */
+#define task_struct task_struct_of_kernel_h
+#define thread_struct thread_struct_of_kernel_h
+#define rq rq_of_kernel_h
+#define runqueues runqueues_of_kernel_h
 #include "kernel.h"
+#undef task_struct
+#undef thread_struct
+#undef rq
+#undef runqueues
 
 #define TRACK_ADDRS_COUNT 16
 #define WORK_NR_COLORS 15
@@ -788,6 +797,256 @@ struct pid {
 	struct hlist_head tasks[PIDTYPE_MAX];
 };
 struct pid keep_pid;
+
+/* include/linux/sched.h; what is called room_* has members that nobody asks for */
+
+struct load_weight {
+	unsigned long weight;
+	u32 inv_weight;
+};
+
+struct sched_entity {
+	struct load_weight load;
+	unsigned long runnable_weight;
+	struct rb_node run_node;
+	struct list_head group_node;
+	unsigned int on_rq;
+	u64 exec_start;
+	u64 sum_exec_runtime;
+	u64 vruntime;
+	u64 prev_sum_exec_runtime;
+	u64 nr_migrations;
+	int depth;
+	struct sched_entity *parent;
+	struct cfs_rq *cfs_rq;
+	struct cfs_rq *my_q;
+	char avg[64] __attribute__((aligned(64)));
+};
+
+struct sched_rt_entity {
+	struct list_head run_list;
+	unsigned long timeout;
+	unsigned long watchdog_stamp;
+	unsigned int time_slice;
+	unsigned short on_rq;
+	unsigned short on_list;
+	struct sched_rt_entity *back;
+};
+
+struct sched_dl_entity {
+	struct rb_node rb_node;
+	u64 dl_runtime;
+	u64 dl_deadline;
+	u64 dl_period;
+	u64 dl_bw;
+	u64 dl_density;
+	s64 runtime;
+	u64 deadline;
+	unsigned int flags;
+	unsigned int dl_throttled : 1;
+	/* Two struct hrtimer. */
+	u64 timers[16];
+};
+
+struct sched_info {
+	unsigned long pcount;
+	unsigned long long run_delay;
+	unsigned long long last_arrival;
+	unsigned long long last_queued;
+};
+
+struct sched_class {
+	const struct sched_class *next;
+};
+const struct sched_class fair_sched_class, rt_sched_class;
+
+/* The stack pointer is x86's, the size that of arm64. */
+struct thread_struct {
+	unsigned long sp;
+	char room_thread[968];
+};
+
+struct task_struct {
+	char thread_info[24];
+	volatile long state;
+	void *stack;
+	atomic_t usage;
+	unsigned int flags;
+	unsigned int ptrace;
+	struct llist_node wake_entry;
+	int on_cpu;
+	unsigned int cpu;
+	char room_wakes[32];
+	int on_rq;
+	int prio;
+	int static_prio;
+	int normal_prio;
+	unsigned int rt_priority;
+	const struct sched_class *sched_class;
+	struct sched_entity se __attribute__((aligned(64)));
+	struct sched_rt_entity rt;
+	struct task_group *sched_task_group;
+	struct sched_dl_entity dl;
+	unsigned int policy;
+	int nr_cpus_allowed;
+	char room_cpus[72];
+	struct sched_info sched_info;
+	struct list_head tasks;
+	char room_pushable[64];
+	struct mm_struct *mm;
+	struct mm_struct *active_mm;
+	char room_vmas[60];
+	int exit_state;
+	int exit_code;
+	int exit_signal;
+	int pdeath_signal;
+	unsigned long jobctl;
+	unsigned int personality;
+	unsigned sched_reset_on_fork : 1;
+	unsigned : 0;
+	unsigned in_execve : 1;
+	unsigned in_iowait : 1;
+	unsigned long atomic_flags;
+	char room_restart_block[48];
+	pid_t pid;
+	pid_t tgid;
+	unsigned long stack_canary;
+	struct task_struct *real_parent;
+	struct task_struct *parent;
+	struct list_head children;
+	struct list_head sibling;
+	struct task_struct *group_leader;
+	struct list_head ptraced;
+	struct list_head ptrace_entry;
+	struct pid *thread_pid;
+	struct hlist_node pid_links[PIDTYPE_MAX];
+	struct list_head thread_group;
+	struct list_head thread_node;
+	struct completion *vfork_done;
+	int *set_child_tid;
+	int *clear_child_tid;
+	u64 times[6];
+	unsigned long nvcsw;
+	unsigned long nivcsw;
+	u64 start_time;
+	u64 real_start_time;
+	char room_faults[112];
+	char comm[16];
+	char room_ipc[32];
+	unsigned long last_switch_count;
+	unsigned long last_switch_time;
+	struct fs_struct *fs;
+	struct files_struct *files;
+	char room_signals[200];
+	/* Of these two only their order is known to be right. */
+	struct wake_q_node wake_q;
+	struct rt_mutex_waiter *pi_blocked_on;
+	char room_limits[608];
+	struct thread_struct thread;
+};
+
+/* kernel/sched/sched.h */
+
+struct cfs_rq {
+	struct load_weight load;
+	unsigned long runnable_weight;
+	unsigned int nr_running, h_nr_running;
+	char room_cfs[352];
+};
+
+struct rt_prio_array {
+	unsigned long bitmap[2];
+	struct list_head queue[100];
+};
+
+struct rt_rq {
+	struct rt_prio_array active;
+	unsigned int rt_nr_running;
+	unsigned int rr_nr_running;
+	int highest_prio[2];
+	unsigned long rt_nr_migratory;
+	unsigned long rt_nr_total;
+	int overloaded;
+	struct list_head pushable_tasks;
+	int rt_queued;
+	int rt_throttled;
+	u64 rt_time;
+	u64 rt_runtime;
+	raw_spinlock_t rt_runtime_lock;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+	struct rb_node *rb_leftmost;
+};
+
+struct dl_rq {
+	struct rb_root_cached root;
+	unsigned long dl_nr_running;
+	char room_dl[80];
+};
+
+struct llist_head {
+	struct llist_node *first;
+};
+
+struct rq {
+	raw_spinlock_t lock;
+	unsigned int nr_running;
+	unsigned int nr_numa_running;
+	unsigned int nr_preferred_running;
+	unsigned int numa_migrate_on;
+	unsigned long cpu_load[5];
+	unsigned long last_load_update_tick;
+	unsigned long last_blocked_load_update_tick;
+	unsigned int has_blocked_load;
+	unsigned int nohz_tick_stopped;
+	atomic_t nohz_flags;
+	struct load_weight load;
+	unsigned long nr_load_updates;
+	u64 nr_switches;
+	struct cfs_rq cfs;
+	struct rt_rq rt;
+	struct dl_rq dl;
+	struct list_head leaf_cfs_rq_list;
+	struct list_head *tmp_alone_branch;
+	unsigned long nr_uninterruptible;
+	struct task_struct *curr, *idle, *stop;
+	unsigned long next_balance;
+	struct mm_struct *prev_mm;
+	unsigned int clock_update_flags;
+	u64 clock;
+	u64 clock_task;
+	atomic_t nr_iowait;
+	struct root_domain *rd;
+	struct sched_domain *sd;
+	unsigned long cpu_capacity;
+	unsigned long cpu_capacity_orig;
+	struct callback_head *balance_callback;
+	unsigned char idle_balance;
+	int active_balance;
+	int push_cpu;
+	u64 active_balance_work[5];
+	int cpu;
+	int online;
+	struct list_head cfs_tasks;
+	char avg_rt[64] __attribute__((aligned(64)));
+	char avg_dl[64];
+	char avg_irq[64];
+	u64 idle_stamp;
+	u64 avg_idle;
+	u64 max_idle_balance_cost;
+	u64 prev_irq_time;
+	u64 prev_steal_time;
+	unsigned long calc_load_update;
+	long calc_load_active;
+	int hrtick_csd_pending;
+	char hrtick_csd[32] __attribute__((aligned(32)));
+	u64 hrtick_timer[8];
+	struct llist_head wake_list;
+	struct cpuidle_state *idle_state;
+} __attribute__((aligned(64)));
+PER_CPU struct rq runqueues;
 
 struct pid_namespace {
 	struct idr idr;
