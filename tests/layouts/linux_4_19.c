@@ -383,7 +383,9 @@ struct drm_minor keep_drm_minor;
 struct drm_mode_object {
 	uint32_t id;
 	uint32_t type;
+	struct drm_object_properties *properties;
 	struct kref refcount;
+	void (*free_cb)(struct kref *kref);
 };
 
 struct drm_framebuffer;
@@ -416,7 +418,16 @@ struct drm_framebuffer {
 	struct drm_device *dev;
 	struct list_head head;
 	struct drm_mode_object base;
+	char comm[16];
+	const struct drm_format_info *format;
 	const struct drm_framebuffer_funcs *funcs;
+	unsigned int pitches[4];
+	unsigned int offsets[4];
+	uint64_t modifier;
+	unsigned int width, height;
+	int flags;
+	int hot_x, hot_y;
+	struct list_head filp_head;
 	struct drm_gem_object *obj[4];
 };
 
@@ -449,18 +460,59 @@ struct drm_plane {
 };
 struct drm_plane keep_drm_plane;
 
+struct drm_prime_file_private {
+	struct mutex lock;
+	struct rb_root dmabufs;
+	struct rb_root handles;
+};
+
+typedef unsigned int drm_magic_t;
+
 struct drm_file {
+	unsigned authenticated : 1;
+	unsigned stereo_allowed : 1;
+	unsigned universal_planes : 1;
+	unsigned atomic : 1;
+	unsigned aspect_ratio_allowed : 1;
+	unsigned writeback_connectors : 1;
+	unsigned is_master : 1;
+	struct drm_master *master;
+	struct pid *pid;
+	drm_magic_t magic;
 	struct list_head lhead;
+	struct drm_minor *minor;
 	struct idr object_idr;
+	spinlock_t table_lock;
 	struct idr syncobj_idr;
+	spinlock_t syncobj_table_lock;
+	struct file *filp;
+	void *driver_priv;
+	struct list_head fbs;
+	struct mutex fbs_lock;
+	struct list_head blobs;
+	wait_queue_head_t event_wait;
+	struct list_head pending_event_list;
+	struct list_head event_list;
+	int event_space;
+	struct mutex event_read_lock;
+	struct drm_prime_file_private prime;
+	unsigned long lock_count;
 };
 struct drm_file keep_drm_file;
 
 struct virtio_gpu_framebuffer {
 	struct drm_framebuffer base;
+	int x1, y1, x2, y2;
+	spinlock_t dirty_lock;
+	uint32_t hw_res_handle;
 	struct virtio_gpu_fence *fence;
 };
 struct virtio_gpu_framebuffer keep_virtio_gpu_framebuffer;
+
+struct virtio_gpu_fpriv {
+	uint32_t ctx_id;
+};
+struct virtio_gpu_fpriv keep_virtio_gpu_fpriv;
 
 /* include/drm/ttm/ttm_bo_driver.h; of bdev's members only their order is known to be right */
 
@@ -492,16 +544,127 @@ struct ttm_bo_device {
 	struct list_head ddestroy;
 };
 
+/* Of its members only the size is known to be right. */
 struct virtio_gpu_mman {
 	struct ttm_bo_device bdev;
+	char room_mman[1960 - sizeof(struct ttm_bo_device)];
+};
+
+struct ida {
+	struct radix_tree_root ida_rt;
+};
+
+/* drivers/virtio/virtio_ring.c */
+
+struct virtqueue {
+	struct list_head list;
+	void (*callback)(struct virtqueue *vq);
+	const char *name;
+	struct virtio_device *vdev;
+	unsigned int index;
+	unsigned int num_free;
+	void *priv;
+};
+
+struct vring_desc {
+	u64 addr;
+	u32 len;
+	u16 flags;
+	u16 next;
+};
+
+struct vring_avail {
+	u16 flags;
+	u16 idx;
+	u16 ring[];
+};
+
+struct vring_used_elem {
+	u32 id;
+	u32 len;
+};
+
+struct vring_used {
+	u16 flags;
+	u16 idx;
+	struct vring_used_elem ring[];
+};
+
+struct vring {
+	unsigned int num;
+	struct vring_desc *desc;
+	struct vring_avail *avail;
+	struct vring_used *used;
+};
+
+struct vring_desc_state {
+	void *data;
+	struct vring_desc *indir_desc;
+};
+
+typedef u64 dma_addr_t;
+
+struct vring_virtqueue {
+	struct virtqueue vq;
+	struct vring vring;
+	bool weak_barriers;
+	bool broken;
+	bool indirect;
+	bool event;
+	unsigned int free_head;
+	unsigned int num_added;
+	u16 last_used_idx;
+	u16 avail_flags_shadow;
+	u16 avail_idx_shadow;
+	bool (*notify)(struct virtqueue *vq);
+	bool we_own_ring;
+	size_t queue_size_in_bytes;
+	dma_addr_t queue_dma_addr;
+	struct vring_desc_state desc_state[];
+};
+struct vring_virtqueue keep_vring_virtqueue;
+
+struct virtio_gpu_queue {
+	struct virtqueue *vq;
+	spinlock_t qlock;
+	wait_queue_head_t ack_queue;
+	struct work_struct dequeue_work;
 };
 
 struct virtio_gpu_device {
+	struct device *dev;
 	struct drm_device *ddev;
+	struct virtio_device *vdev;
 	struct virtio_gpu_mman mman;
+	/* Of its members only the size is known to be right. */
+	char outputs[40192] __attribute__((aligned(8)));
+	uint32_t num_scanouts;
+	struct virtio_gpu_queue ctrlq;
+	struct virtio_gpu_queue cursorq;
+	struct kmem_cache *vbufs;
+	bool vqs_ready;
+	struct ida resource_ida;
+	wait_queue_head_t resp_wq;
+	spinlock_t display_info_lock;
+	bool display_info_pending;
 	struct virtio_gpu_fence_driver fence_drv;
+	struct ida ctx_id_ida;
+	bool has_virgl_3d;
+	bool has_edid;
+	struct work_struct config_changed_work;
+	struct virtio_gpu_drv_capset *capsets;
+	uint32_t num_capsets;
+	struct list_head cap_cache;
 };
 struct virtio_gpu_device keep_virtio_gpu_device;
+
+/* include/linux/swait.h */
+
+struct swait_queue_head {
+	raw_spinlock_t lock;
+	struct list_head task_list;
+};
+struct swait_queue_head keep_swait_queue_head;
 
 struct idr drm_minors_idr;
 
@@ -1119,8 +1282,10 @@ struct worker {
 };
 struct worker keep_worker;
 
-struct ida {
-	struct radix_tree_root ida_rt;
+struct workqueue_attrs {
+	int nice;
+	struct cpumask *cpumask;
+	bool no_numa;
 };
 
 struct worker_pool {
