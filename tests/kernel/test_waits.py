@@ -453,6 +453,23 @@ def test_an_rwsem_that_points_to_its_first_waiter(newer: Machine) -> None:
     assert found(find(second, (owner, first, second))) == ("rwsem", lock, True)
 
 
+@pytest.mark.parametrize("kind", ["mutex", "rw_semaphore"])
+def test_the_only_waiter_is_linked_to_itself(newer: Machine, kind: str) -> None:
+    owner, waiter = Task(newer), Task(newer)
+    lock = newer.new(f"struct {kind}", {"owner.counter": owner.address})
+    if kind == "mutex":
+        newer.put("struct mutex", lock, {"owner.counter": owner.address | WAITERS})
+    else:
+        count = RWSEM_WAITERS | RWSEM_WRITER_LOCKED
+        newer.put("struct rw_semaphore", lock, {"count.counter": count})
+    headless(newer, [waiter], lock, kind)
+    wait = find(waiter, (owner, waiter))
+    assert found(wait) == ({"rw_semaphore": "rwsem"}.get(kind, kind), lock, True)
+    # It has the lock, and has not cleared its stack.
+    newer.put(f"struct {kind}", lock, {"first_waiter": 0})
+    assert find(waiter, (owner, waiter)) is None
+
+
 def test_a_variable_with_another_lock_is_not_believed(newer: Machine) -> None:
     owner, waiter, other = Task(newer), Task(newer), Task(newer)
     lock = newer.new("struct mutex", {"owner.counter": owner.address | WAITERS})

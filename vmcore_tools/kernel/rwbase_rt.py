@@ -11,6 +11,9 @@ from drgn import FaultError, Object
 from vmcore_tools.kernel.stack_frames import Frame, pointers_in
 from vmcore_tools.kernel.task import stack_range
 
+#: What the writer waits for: the kernel does not know who they are.
+READERS = "readers"
+
 _WRITE_LOCK = re.compile(r"rwbase_write_lock|_*(down_write|rt_write_lock).*")
 _HAS_WAITERS = 1
 

@@ -29,7 +29,7 @@ from drgn.helpers import ValidationError
 from vmcore_tools.kernel.io_waits import buffer_head_of, io_of_completion
 from vmcore_tools.kernel.locks import is_mutex_with_waiters, is_rwsem_with_waiters
 from vmcore_tools.kernel.percpu_rwsem import percpu_rwsem_of_writer
-from vmcore_tools.kernel.rwbase_rt import rwbase_of_writer
+from vmcore_tools.kernel.rwbase_rt import READERS, rwbase_of_writer
 from vmcore_tools.kernel.srcu import srcu_of_callback
 from vmcore_tools.kernel.stack_frames import (
     Frame,
@@ -78,6 +78,7 @@ class _EntryType:
     :ivar task: offset of the pointer to the waiting task
     :ivar node: offset of the ``struct list_head``
     :ivar func: offset of the function that wakes it, None if there is none
+    :ivar headless: whether its lists have no head, so that the only one is linked to itself
     """
 
     name: str
@@ -85,6 +86,7 @@ class _EntryType:
     node: int
     func: Optional[int]
     functions: re.Pattern[str]
+    headless: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,12 @@ _ENTRY_TYPES: Tuple[Tuple[str, str, str, Optional[str], str], ...] = (
         r"\w+_fence_(default_)?wait.*",
     ),
 )
+#: Whose waiters some of them are.
+_LOCKS = {
+    "struct mutex_waiter": "struct mutex",
+    "struct rwsem_waiter": "struct rw_semaphore",
+    "struct semaphore_waiter": "struct semaphore",
+}
 _COMPLETION = re.compile(r"(do_|_*)wait_for_(common|completion).*")
 _SRCU = re.compile(r"_*synchronize_srcu.*")
 #: A kind of RCU of its own, by whatever tasks do; it has its own grace periods.
@@ -164,9 +172,15 @@ class WaitFinder:
                     offsetof(type_, node),
                     None if func is None else offsetof(type_, func),
                     re.compile(functions),
+                    self._is_headless(name),
                 )
             except LookupError:
                 continue  # this kernel has no such thing to wait for
+
+    def _is_headless(self, entry: str) -> bool:
+        """From v7.1 locks have a pointer to their first waiter, and no head."""
+        lock = _LOCKS.get(entry)
+        return lock is not None and bool(self._prog.type(lock).has_member("first_waiter"))
 
     def find(self, task: Object, trace: Optional[TaskTrace]) -> Optional[Wait]:
         """
@@ -191,7 +205,7 @@ class WaitFinder:
             return Wait("percpu_rwsem", sem, "it is the writer that the percpu_rwsem names")
         rwbase = rwbase_of_writer(task, frames)
         if rwbase is not None:
-            return Wait("readers", rwbase, "it has the lock's rt_mutex, and readers have the lock")
+            return Wait(READERS, rwbase, "it has the lock's rt_mutex, and readers have the lock")
         return self._timer(task)
 
     def _entries(self, task: Object, frames: List[Frame]) -> Iterator[_Entry]:
@@ -211,7 +225,7 @@ class WaitFinder:
                     continue
                 if type_.func is not None and not self._is_text(self._word(base + type_.func)):
                     continue
-                if self._is_linked(node):
+                if self._is_linked(node, type_.headless):
                     yield _Entry(type_, base, node, functions, fits)
 
     def _wait_of(
@@ -241,11 +255,11 @@ class WaitFinder:
     def _word(self, address: int) -> int:
         return int(self._prog.read_u64(address & _ADDRESS_MASK))
 
-    def _is_linked(self, node: int) -> bool:
+    def _is_linked(self, node: int, headless: bool) -> bool:
         try:
             following, previous = self._word(node), self._word(node + _WORD)
             return (
-                following != node
+                (headless or following != node)
                 and self._word(following + _WORD) == node
                 and self._word(previous) == node
             )
@@ -329,8 +343,7 @@ class WaitFinder:
             if type_.has_member("wait_list"):
                 yield self._container(type_name, "wait_list", head)
             return
-        # From v7.1 locks have a pointer to their first waiter, and no head.
-        if type_.has_member("first_waiter"):
+        if entry.type.headless:
             for lock in frame_variables(trace, type_name):
                 waiter = lock.first_waiter
                 node = waiter.list.address_of_() if waiter else None

@@ -10,6 +10,7 @@ from drgn import FaultError, ProgramFlags
 from drgn.helpers import ValidationError
 
 from vmcore_tools.analysis import Context
+from vmcore_tools.kernel.rwbase_rt import READERS
 from vmcore_tools.kernel.wait_graph import Root
 from vmcore_tools.kernel.wait_nodes import CPU, DEVICE, POOL, TASK
 from vmcore_tools.model import Coverage, Finding
@@ -151,6 +152,8 @@ class _Causes:
         for key in graph.ends():
             if nodes[key].kind == TASK:
                 tasks.add(key)
+            elif nodes[key].name == READERS:
+                continue  # of a lock: whoever waits for them has it as well, and is no cause
             elif nodes[key].kind not in _LAST and key not in explained:
                 tasks.update(edge.source for edge in graph.edges_to(key))
         return [(key,) for key in sorted(tasks) if self._is_task(key) and graph.edges_to(key)]
