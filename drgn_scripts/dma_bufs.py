@@ -67,7 +67,7 @@ from vmcore_tools.kernel.dma_buf import (
 from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_holders
 from vmcore_tools.kernel.files import file_counts, mm_users
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
-from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.model import (
     Absent,
     Confidence,
@@ -396,7 +396,7 @@ def _processes(
     spaces = _address_spaces(prog, mapped.owner.tolist())
     for kind, owners, references in ((0, tasks, opened), (1, spaces, mapped)):
         at = np.searchsorted(buffers.file, references.file).tolist()
-        leader_of = {owner: task.group_leader.read_() for owner, task in owners.items()}
+        leader_of = {owner: process_of(task) for owner, task in owners.items()}
         leaders.update((leader.value_(), leader) for leader in leader_of.values())
         addresses = {owner: leader.value_() for owner, leader in leader_of.items()}
         for owner, position in zip(references.owner.tolist(), at):
@@ -501,7 +501,7 @@ def _users(prog: Program, holders: DmaBufHolders) -> Dict[int, List[str]]:
 
 def _process(task: Object) -> str:
     """The comm and the PID of a task's process."""
-    leader = task.group_leader.read_()
+    leader = process_of(task)
     return f"{task_comm(leader)} ({leader.pid.value_()})"
 
 

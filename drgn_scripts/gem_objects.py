@@ -56,7 +56,7 @@ from vmcore_tools.kernel.object_types import is_kmalloc
 from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
-from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.kernel.ttm import has_ttm, ttm_buffers
 from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME
 from vmcore_tools.kernel.virtio_gpu_objects import (
@@ -472,7 +472,7 @@ def _closing_name(client: DrmClient) -> str:
 
 def _process(task: Object) -> str:
     """The comm and the PID of a task's process."""
-    leader = task.group_leader.read_()
+    leader = process_of(task)
     return f"{task_comm(leader)} ({leader.pid.value_()})"
 
 

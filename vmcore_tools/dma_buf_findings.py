@@ -27,7 +27,7 @@ from vmcore_tools.kernel.drm_prime import (
 from vmcore_tools.kernel.files import descriptors
 from vmcore_tools.kernel.page import NOT_KERNEL, direct_map_offset, page_index
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
-from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity
 
 U64 = npt.NDArray[np.uint64]
@@ -220,7 +220,7 @@ def _processes(
     names: Dict[int, str] = {}
     for table in set(opened.owner.tolist()):
         for task in holders.users.get(table, [])[:1]:
-            leader = task.group_leader.read_()
+            leader = process_of(task)
             names[leader.pid.value_()] = task_comm(leader)
     pids = sorted(names)[:_PROCESSES_SHOWN]
     return tuple(pids), tuple(sorted({names[pid] for pid in pids}))

@@ -42,6 +42,7 @@ from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.sync_file import for_each_sync_file
+from vmcore_tools.kernel.task import process_of
 
 U64 = npt.NDArray[np.uint64]
 
@@ -460,7 +461,7 @@ class BufferChains:
                 yield Link(node, process, "is mapped by", "mapping", area)
 
     def _process(self, task: Object) -> Node:
-        return Node(What.PROCESS, task.group_leader.value_())
+        return Node(What.PROCESS, process_of(task).value_())
 
     def _owners_of_reservation(self, reservation: int) -> Iterator[Node]:
         owned = self._gems_of_reservation.get(reservation, [])

@@ -27,6 +27,7 @@ from vmcore_tools.kernel.files import (
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
+from vmcore_tools.kernel.task import process_of
 
 U64 = npt.NDArray[np.uint64]
 
@@ -209,7 +210,7 @@ def _users(opened: FileReferences, tables: Dict[int, List[Object]]) -> Dict[int,
     found: Dict[int, Dict[int, Object]] = {}
     for file, table in zip(opened.file.tolist(), opened.owner.tolist()):
         for task in tables[table]:
-            leader = task.group_leader.read_()
+            leader = process_of(task)
             found.setdefault(file, {})[leader.pid.value_()] = leader
     return {file: [some[pid] for pid in sorted(some)] for file, some in found.items()}
 
@@ -238,4 +239,4 @@ def _client(
 def _leader(prog: Program, pid: Object) -> Optional[Object]:
     # PIDTYPE_PID is a thread's; from v6.1 on drm_file has the process's own.
     task = pid_task(pid, prog["PIDTYPE_PID"])
-    return task.group_leader.read_() if task else None
+    return process_of(task) if task else None

@@ -102,6 +102,20 @@ def task_comm(task: Object) -> str:
     return comm.decode(errors="backslashreplace")
 
 
+def process_of(task: Object) -> Object:
+    """
+    The task that stands for a task's process: the leader of its threads.
+
+    :param task: ``struct task_struct *``
+    :return: ``struct task_struct *``; the task itself if its pointer to the leader is damaged
+    """
+    with contextlib.suppress(FaultError):
+        leader = task.group_leader.read_()
+        if leader.group_leader == leader:
+            return leader
+    return task
+
+
 def for_each_bounded_task(prog: Program) -> Iterator[Object]:
     """
     Iterate over all tasks that have a PID, with an end.
