@@ -376,6 +376,9 @@ struct drm_device {
 };
 
 struct drm_minor {
+	int index;
+	int type;
+	struct device *kdev;
 	struct drm_device *dev;
 };
 struct drm_minor keep_drm_minor;
@@ -954,10 +957,17 @@ enum pid_type {
 };
 enum pid_type keep_pid_type;
 
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
 struct pid {
 	atomic_t count;
 	unsigned int level;
 	struct hlist_head tasks[PIDTYPE_MAX];
+	struct rcu_head rcu;
+	struct upid numbers[1];
 };
 struct pid keep_pid;
 

@@ -17,7 +17,7 @@ import pytest
 from drgn import Program, Type, TypeKind, offsetof, sizeof
 from elftools.elf.elffile import ELFFile
 
-from tests.bad_input.files import ET_CORE, NT_PRSTATUS, elf_header, notes
+from tests.bad_input.files import ET_CORE, elf_header, notes
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.dump.page_map import page_map_of_file
 
@@ -43,13 +43,6 @@ OBJECTS = 0x200000  #: what new() gives
 MEMMAP = 0x400000
 SLABS = 0x600000  #: what pages() gives
 RAM = 0x800000
-
-#: Behind the file's header and two program headers.
-_NOTES = 64 + 2 * 56
-#: struct elf_prstatus of x86-64, behind a header and the name CORE: its size, and where it
-#: has some of the registers.
-_PRSTATUS_BYTES, _PRSTATUS_HEADER_BYTES = 336, 20
-_REGISTERS = {"rbp": 144, "rip": 240, "cs": 248, "rflags": 256, "rsp": 264}
 
 Value = Union[int, bytes]
 
@@ -107,13 +100,11 @@ class Machine:
         release: str,
         note: Sequence[str] = (),
         config: Sequence[str] = (),
-        with_registers: bool = False,
     ) -> None:
         """
         :param source: one of the C files
         :param note: what the release writes into its VMCOREINFO for the walkers
         :param config: options of the kernel's configuration that the C file has
-        :param with_registers: a note for each CPU, which :meth:`set_registers` fills
         """
         vmlinux = folder / "vmlinux"
         vmlinux.write_bytes(compile_kernel(source, tuple(config)))
@@ -139,7 +130,7 @@ class Machine:
             ]
         )
         path = folder / "vmcore"
-        head = _core_headers(text.encode(), CPUS if with_registers else 0)
+        head = _core_headers(text.encode())
         path.write_bytes(head + bytes(RAM))
         self._memory_offset = len(head)
         self._file = path.open("r+b", buffering=0)
@@ -182,12 +173,6 @@ class Machine:
 
     def read(self, address: int, size: int) -> bytes:
         return os.pread(self._file.fileno(), size, self._memory_offset + _physical(address, size))
-
-    def set_registers(self, cpu: int, registers: Dict[str, int]) -> None:
-        """What a CPU saved when it was stopped; to be set before anything is read of it."""
-        note = _NOTES + cpu * (_PRSTATUS_HEADER_BYTES + _PRSTATUS_BYTES) + _PRSTATUS_HEADER_BYTES
-        for name, value in registers.items():
-            os.pwrite(self._file.fileno(), _word(value), note + _REGISTERS[name])
 
     def alloc(self, size: int, align: int = 16) -> int:
         """Zeroed memory in the direct map that no slab has."""
@@ -304,13 +289,13 @@ def _size(type_: Type, designator: str) -> int:
     return sizeof(type_)
 
 
-def _core_headers(information: bytes, cpus: int) -> bytes:
+def _core_headers(information: bytes) -> bytes:
     """All of an ELF vmcore but the memory, which is one segment."""
-    registers = [(b"CORE", NT_PRSTATUS, bytes(_PRSTATUS_BYTES))] * cpus
-    note = notes([*registers, (b"VMCOREINFO", 0, information)])
-    memory = -(-(_NOTES + len(note)) // PAGE) * PAGE
+    note = notes([(b"VMCOREINFO", 0, information)])
+    start = 64 + 2 * 56
+    memory = -(-(start + len(note)) // PAGE) * PAGE
     segments = (
-        struct.pack("<IIQQQQQQ", 4, 0, _NOTES, 0, 0, len(note), len(note), 4),
+        struct.pack("<IIQQQQQQ", 4, 0, start, 0, 0, len(note), len(note), 4),
         struct.pack("<IIQQQQQQ", 1, 7, memory, DIRECT_MAP, 0, RAM, RAM, PAGE),
     )
     return b"".join((elf_header(ET_CORE, phnum=2), *segments, note)).ljust(memory, b"\0")

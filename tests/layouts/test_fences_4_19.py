@@ -129,7 +129,7 @@ class Gpu:
 
     def __init__(self, machine: Machine, with_tracks: bool = False) -> None:
         self.machine, prog = machine, machine.prog
-        slabs = Slabs(machine)
+        self.slabs = slabs = Slabs(machine)
         if with_tracks:
             cache = slabs.cache(b"kmalloc-128", 128, 128 + 2 * 152, 3, flags=SLAB_STORE_USER)
         else:
@@ -144,9 +144,9 @@ class Gpu:
         driver = machine.new("struct drm_driver", {"name": machine.string(b"virtio_gpu")})
         self.drm = machine.new("struct drm_device", {"driver": driver, "dev_private": self.device})
         machine.put("struct virtio_gpu_device", self.device, {"ddev": self.drm})
-        minor = machine.new("struct drm_minor", {"dev": self.drm})
+        self.minor = machine.new("struct drm_minor", {"dev": self.drm})
         # The only entry of a radix tree, if it is the first, is in its root.
-        machine.put("struct idr", machine.variable("drm_minors_idr"), {"idr_rt.rnode": minor})
+        machine.put("struct idr", machine.variable("drm_minors_idr"), {"idr_rt.rnode": self.minor})
         for name in ("filelist", "mode_config.fb_list", "mode_config.plane_list"):
             self.set_list(name, [])
         self.set_emitted([])
