@@ -38,6 +38,8 @@ from vmcore_tools.kernel.page_struct_map import PageStructMap, page_struct_map
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.slab_layout import uses_slab
+from vmcore_tools.kernel.stack_frames import Unwinder
+from vmcore_tools.kernel.syscall_gap import SYSCALL_GAP_BYTES_MAX, syscall_gap
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
     live_range,
@@ -305,9 +307,10 @@ NON_REFERENCES: Tuple[Optional[str], ...] = (
     "kmemleak knows every object",
     "kfree_rcu() has it only to free it",
     "it is the stack of an idle kworker",
+    "it is where a system call's stack begins at random, and nobody writes",
 )
 _ALLOCATOR, _PAGE_STRUCT, _PAGE_TABLE, _FREE_PAGE, _FREE_STACK, _STALE = range(1, 7)
-_KMEMLEAK, _KFREE_RCU, _IDLE_WORKER = range(7, 10)
+_KMEMLEAK, _KFREE_RCU, _IDLE_WORKER, _SYSCALL_GAP = range(7, 11)
 
 
 class Place(enum.Enum):
@@ -459,6 +462,9 @@ class Attribution:
         some, which = np.unique(stacks[on_stack], return_inverse=True)
         live = np.array([self._live_start(stack) for stack in some.tolist()], dtype=np.uint64)
         result[on_stack[np.isin(stacks[on_stack], self._idle_worker_stacks)]] = _IDLE_WORKER
+        result[on_stack[in_ranges(addresses[on_stack], self._gaps(addresses[on_stack]))]] = (
+            _SYSCALL_GAP
+        )
         result[on_stack[addresses[on_stack] < live[which]]] = _STALE
         free = np.array(sorted(self.free_stacks), dtype=np.uint64)
         result[np.isin(stacks, free)] = _FREE_STACK
@@ -480,6 +486,30 @@ class Attribution:
         result[in_ranges(addresses, own) | in_ranges(in_direct_map, own)] = _KFREE_RCU
         result[in_ranges(in_direct_map, self.index.free_object_arrays)] = _ALLOCATOR
         return result
+
+    def _gaps(self, addresses: U64) -> U64:
+        """
+        Where nobody writes, in the stacks of tasks in system calls.
+
+        :param addresses: uint64 array: what is looked at of these stacks
+        :return: sorted uint64 array of shape (n, 2)
+        """
+        size = np.uint64(self.stack_bytes)
+        ends = addresses // size * size + size
+        near = np.unique(ends[ends - addresses <= np.uint64(SYSCALL_GAP_BYTES_MAX)] - size)
+        gaps = []
+        for stack in near.tolist():
+            task = self.stacks[stack]
+            # One that cannot be unwound has none that is known.
+            with contextlib.suppress(FaultError, LookupError, ValueError):
+                if not task_on_cpu(task):
+                    gaps.append(syscall_gap(self._unwinder.trace(task).frames))
+        found = sorted(gap for gap in gaps if gap is not None)
+        return np.array(found, dtype=np.uint64).reshape(-1, 2)
+
+    @functools.cached_property
+    def _unwinder(self) -> Unwinder:
+        return Unwinder(self.index.prog)
 
     @functools.cached_property
     def _first_object(self) -> Optional[int]:
