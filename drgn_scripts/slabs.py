@@ -299,7 +299,7 @@ def _count_gaps(ctx: Context, index: SlabIndex, usage: SlabUsage) -> None:
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
     for problem in index.problems:
-        if problem.fault in (SlabFault.UNREAD, SlabFault.CACHE_LIST):
+        if problem.fault in (SlabFault.UNREAD, SlabFault.CACHE_LIST, SlabFault.CHANGING):
             ctx.coverage.gap("slab", problem.reason, problem.address)
         else:
             ctx.coverage.gap("slab", "it is damaged, as a finding says", problem.address)

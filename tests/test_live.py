@@ -20,7 +20,7 @@ PROVEN = {"confidence": Confidence.PROVEN, "unread": ()}
 BROKEN = result(gaps=(Gap(runner.BROKE_OFF, "x", 1, True, ()),), status=Status.PARTIAL)
 
 
-def run(*results: AnalysisResult) -> Tuple[AnalysisResult, int]:
+def run(*results: AnalysisResult, compares: bool = False) -> Tuple[AnalysisResult, int]:
     """What comes of an analysis that ends so, one time after the other, and how often it ran."""
     attempts: List[AnalysisResult] = []
 
@@ -28,7 +28,7 @@ def run(*results: AnalysisResult) -> Tuple[AnalysisResult, int]:
         attempts.append(results[len(attempts)])
         return attempts[-1], {STACK.id: STACK}
 
-    made, stacks = settled(attempt, runner._broke_off)
+    made, stacks = settled(attempt, runner._broke_off, lambda: compares)
     assert stacks == {STACK.id: STACK}
     return made, len(attempts)
 
@@ -47,6 +47,22 @@ def test_what_is_there_twice_stays() -> None:
     assert times == 2
     assert made.findings == (leak(**PROVEN),)
     assert made.status is Status.OK and not made.gaps
+
+
+def test_objects_that_are_counted_are_looked_at_more_often() -> None:
+    wrong = result(findings=(leak(**PROVEN),))
+    made, times = run(*[wrong] * live.LOOKS, compares=True)
+    assert (made.findings, times) == (wrong.findings, live.LOOKS)
+    # In the third look it is gone, and there is nothing left to be looked at.
+    made, times = run(wrong, wrong, result(), compares=True)
+    assert (made.findings, times) == ((), 3)
+    assert made.status is Status.PARTIAL and len(made.gaps) == 1
+    # What was gone in the second look stays said.
+    other = leak(signature_key=("other",))
+    both = result(findings=(leak(**PROVEN), other))
+    made, times = run(both, *[wrong] * (live.LOOKS - 1), compares=True)
+    assert (made.findings, times) == (wrong.findings, live.LOOKS)
+    assert len(made.gaps) == 1
 
 
 def test_what_is_gone_is_no_finding_but_said() -> None:

@@ -97,7 +97,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.unloadable",
         },
     ),
-    ("vmcore_tools.live", {"vmcore_tools.model"}),
+    ("vmcore_tools.live", {"vmcore_tools.kernel.steady", "vmcore_tools.model"}),
     (
         "vmcore_tools.target",
         {

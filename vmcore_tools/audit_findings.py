@@ -169,6 +169,12 @@ def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -
     impossible = int((result.verdict == Verdict.IMPOSSIBLE).sum())
     if impossible:
         ctx.coverage.gap("reference count", f"{what} cannot have such a one", count=impossible)
+    if result.unsteady:
+        ctx.coverage.gap(
+            "reference count",
+            "what holds its object was something else when it was looked at before",
+            count=result.unsteady,
+        )
     if len(result.unknown_held):
         ctx.coverage.gap(
             "pointer of a holder",

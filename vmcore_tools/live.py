@@ -5,7 +5,9 @@ Analyses of a target that goes on while it is read.
 What is read of it is of many moments: a list is followed into memory that was freed
 meanwhile, and what holds an object is read before or after it let go. So an analysis that
 could not go on is run again, and what it finds wrong has to be there a second time, when
-everything is read anew. What is wrong stays; a race does not repeat itself.
+everything is read anew. What is wrong stays; a race does not repeat itself. Where thousands
+of objects are counted, some do repeat: analyses that compare objects are run :data:`LOOKS`
+times, and each time there has to be the same wrong with the same object.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Tuple
 
+from vmcore_tools.kernel.steady import STEADY_KEY
 from vmcore_tools.model import (
     AnalysisResult,
     Confidence,
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 #: How often an analysis is begun that does not get through.
 ATTEMPTS = 3
+
+#: How often an object is looked at before it is said that something is wrong with it.
+LOOKS = 4
 
 #: Findings of less are no alarm; most are of what does not change, such as missing debug info.
 _ALARMING = Severity.WARNING
@@ -45,24 +51,42 @@ _GONE = "seen once, and not when it was read again: the target went on meanwhile
 def forget(prog: Program) -> None:
     """Drop what was kept of a target's memory: it is of a moment that is over."""
     for key in [key for key in prog.cache if isinstance(key, str) and key.startswith(_KEY)]:
-        del prog.cache[key]
+        if key != STEADY_KEY:
+            del prog.cache[key]
 
 
-def settled(attempt: Callable[[], Attempt], broke_off: Callable[[AnalysisResult], bool]) -> Attempt:
+def begin(prog: Program) -> None:
+    """Drop what the last analysis saw of objects, too: the next one compares its own looks."""
+    prog.cache.pop(STEADY_KEY, None)
+
+
+def compares_objects(prog: Program) -> bool:
+    """Whether what has run since :func:`begin` compares objects with how they were before."""
+    return bool(prog.cache.get(STEADY_KEY))
+
+
+def settled(
+    attempt: Callable[[], Attempt],
+    broke_off: Callable[[AnalysisResult], bool],
+    compares: Callable[[], bool] = lambda: False,
+) -> Attempt:
     """
     What an analysis finds of a target that goes on.
 
     :param attempt: runs the analysis, on what is read anew
     :param broke_off: whether it did not get through, and may when it is run again
+    :param compares: whether it compares objects with how they were the last time
     """
     result, stacks = _through(attempt, broke_off)
-    if not any(map(_alarms, result.findings)):
-        return result, stacks
-    again, again_stacks = _through(attempt, broke_off)
-    if again.status is Status.FAILED or broke_off(again):
-        findings = tuple(_doubted(finding, _ONCE) for finding in result.findings)
-        return dataclasses.replace(result, findings=findings), stacks
-    return _confirmed(result, again), again_stacks
+    looks = 1
+    while any(map(_alarms, result.findings)) and looks < (LOOKS if compares() else 2):
+        again, again_stacks = _through(attempt, broke_off)
+        if again.status is Status.FAILED or broke_off(again):
+            findings = tuple(_doubted(finding, _ONCE) for finding in result.findings)
+            return dataclasses.replace(result, findings=findings), stacks
+        result, stacks = _confirmed(result, again), again_stacks
+        looks += 1
+    return result, stacks
 
 
 def _through(
@@ -114,6 +138,8 @@ def _confirmed(first: AnalysisResult, second: AnalysisResult) -> AnalysisResult:
     gaps = tuple(
         Gap("finding", f"{rule} was {_GONE}", 1, True, ()) for rule in sorted(gone.values())
     )
+    # Of the looks before these two.
+    gaps += tuple(gap for gap in first.gaps if gap.reason.endswith(_GONE) and gap not in gaps)
     return dataclasses.replace(
         second,
         status=Status.PARTIAL if gaps and second.status is Status.OK else second.status,

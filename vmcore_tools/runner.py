@@ -44,7 +44,7 @@ from vmcore_tools.analysis import (
     Requires,
 )
 from vmcore_tools.knowledge import knowledge, with_known_issues
-from vmcore_tools.live import Attempt, forget, settled
+from vmcore_tools.live import Attempt, begin, compares_objects, forget, settled
 from vmcore_tools.model import (
     Absent,
     AnalysisResult,
@@ -161,7 +161,12 @@ def run(
         attempt = functools.partial(
             _attempt, target, analysis, limit, options.get(analysis.name, {}), progress
         )
-        result, in_use = settled(attempt, _broke_off) if target.live else attempt()
+        if target.live:
+            begin(target.prog)
+            compares = functools.partial(compares_objects, target.prog)
+            result, in_use = settled(attempt, _broke_off, compares)
+        else:
+            result, in_use = attempt()
         interrupted = result.reason == INTERRUPTED
         results.append(result)
         stacks.update(in_use)

@@ -38,6 +38,7 @@ def make_index(
         inuse=np.array(inuse, dtype=np.int64),
         frozen=np.full(len(inuse), frozen),
         in_kfence=np.array(in_kfence or [False] * len(inuse)),
+        changing=False,
         batches=lambda: iter([batch]),
     )
 

@@ -19,7 +19,6 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set,
 
 import numpy as np
 import numpy.typing as npt
-from drgn import ProgramFlags
 
 from vmcore_tools.kernel.page import NOT_KERNEL, PageClass, direct_map_offset, page_index
 from vmcore_tools.kernel.references import (
@@ -32,6 +31,8 @@ from vmcore_tools.kernel.references import (
     scan,
 )
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
+from vmcore_tools.kernel.slab_contents import contents
+from vmcore_tools.kernel.steady import steady
 from vmcore_tools.kernel.virtual_map import virtual_map
 
 # REFCOUNT_SATURATED of include/linux/refcount.h, a macro: INT_MIN / 2. Who
@@ -115,7 +116,9 @@ class Verdict(enum.IntEnum):
     FREEING = 1  #: the count is 0, and nobody holds it
     LEAKED = 2  #: too few holders, and nothing else points at it
     LIKELY_LEAKED = 3  #: the same, but for a stray pointer or what a driver may hide
-    IN_USE = 4  #: a task has it on its stack or in a register: its count is changing
+    #: A task has it on its stack or in a register, or it is another at each look at a live
+    #: target: its count is changing.
+    IN_USE = 4
     UNKNOWN_HOLDER = 5  #: too few holders, no task has it, but something points at it
     NOT_JUDGED = 6  #: the same, and its own driver's holders are not known
     DANGLING = 7  #: more holders than references
@@ -125,6 +128,10 @@ class Verdict(enum.IntEnum):
     @property
     def text(self) -> str:
         return self.name.lower().replace("_", " ")
+
+
+#: Verdicts that say nothing against anybody.
+_NOTHING_WRONG = (Verdict.EXPLAINED, Verdict.FREEING, Verdict.IN_USE, Verdict.NOT_JUDGED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +177,8 @@ class Audit:
     :ivar changing: the target is live: it went on while it was read
     :ivar areas_lost: the list of vmalloc areas is damaged: a task's stack may not
         have been recognised
+    :ivar unsteady: objects of a live target with something wrong, and before with
+        something else or nothing: they are not judged
     """
 
     holders: Dict[str, Counts]
@@ -183,6 +192,7 @@ class Audit:
     registers_unread: int
     changing: bool
     areas_lost: bool = False
+    unsteady: int = 0
 
     @property
     def can_prove(self) -> bool:
@@ -261,7 +271,7 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
     counts, left, excess = count_holders(objects, holders)
     verdict = verdicts_of_counts(objects.refcount, left, excess)
     stale, unknown_held = _held_elsewhere(index, objects, holders)
-    changing = bool(index.prog.flags & ProgramFlags.IS_LIVE)
+    changing = index.changing
     if changing:
         # What was allocated since the slabs were read is free there.
         unknown_held = np.union1d(unknown_held, stale.address)
@@ -277,6 +287,8 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
             known = described.driver_known[i]
             verdict[i] = Verdict.UNKNOWN_HOLDER if known else Verdict.NOT_JUDGED
     in_use = [bool(_with_tasks(found.to_stale.get(i, ()))) for i in range(len(stale.address))]
+    unsteady = _unsteady(index, described, verdict, left, excess)
+    verdict[unsteady] = Verdict.IN_USE
     return Audit(
         counts,
         left,
@@ -289,7 +301,35 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
         found.registers_unread,
         changing,
         virtual_map(index.prog, index.memory.page_map.page_size_bytes).broken is not None,
+        int(unsteady.sum()),
     )
+
+
+def _unsteady(
+    index: SlabIndex,
+    described: Refcounted,
+    verdict: npt.NDArray[np.int8],
+    left: Counts,
+    excess: Counts,
+) -> Bools:
+    """Which objects of a target that goes on have something wrong, and before had not the same."""
+    result = np.zeros(len(verdict), dtype=bool)
+    if not index.changing:
+        return result
+    wrong = np.flatnonzero(~np.isin(verdict, _NOTHING_WRONG))
+    objects = described.objects
+    same = steady(
+        index.prog,
+        " ".join(sorted({group.kind for group in described.holders})),
+        objects.address[wrong],
+        objects.refcount[wrong],
+        left[wrong],
+        excess[wrong],
+        # Another object may be where one was that is gone.
+        contents(index, objects.address[wrong]),
+    )
+    result[wrong[~same]] = True
+    return result
 
 
 def with_likely_leaks(result: Audit, kinds: npt.NDArray[Any]) -> Audit:

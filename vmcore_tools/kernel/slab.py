@@ -18,7 +18,7 @@ from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, sizeof
+from drgn import FaultError, Object, Program, ProgramFlags, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 
@@ -37,6 +37,7 @@ from vmcore_tools.kernel.slab_layout import (
     slab_fields,
     uses_slab,
 )
+from vmcore_tools.kernel.slab_moment import slab_moment, still_names
 from vmcore_tools.kernel.slub_freelist import FreelistLayout, HardenedVotes, follow_freelists
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "SlabCache",
     "SlabFault",
     "SlabIndex",
+    "SlabNow",
     "SlabProblem",
     "slab_index",
 ]
@@ -54,6 +56,7 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 _CACHE_KEY = "vmcore_tools.kernel.slab.index"
+_CHANGED = "it changed while it was read"
 #: More caches than any kernel has, memory cgroups' copies included.
 _CACHES_MAX = 100_000
 
@@ -74,6 +77,7 @@ class SlabFault(enum.Enum):
     CACHE_POINTER = "cache pointer"  #: a slab's cache is no slab cache
     FREELIST = "freelist"  #: a freelist of a slab or a CPU is damaged
     OBJECTS = "objects"  #: the number of objects cannot be
+    CHANGING = "changing"  #: of a live target: it changed while it was read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +138,25 @@ class SlabBatch:
         return data.reshape(-1, count, self.cache.size_bytes)
 
 
+@dataclasses.dataclass(frozen=True)
+class SlabNow:
+    """
+    A slab of a live target at one moment.
+
+    :ivar data: uint8 array of shape (slab size in bytes,)
+    :ivar free: bool array of shape (objects,): those on its freelist and the CPUs'
+    :ivar inuse: as the kernel counts them
+    :ivar of_cpu: a CPU has it: free objects count as in use
+    :ivar damage: what is wrong with its freelist
+    """
+
+    data: npt.NDArray[np.uint8]
+    free: Bools
+    inuse: int
+    of_cpu: bool
+    damage: Optional[str]
+
+
 class SlabIndex:
     """
     All slabs of a kernel; get it with :func:`slab_index`.
@@ -150,6 +173,7 @@ class SlabIndex:
     :ivar frozen: bool, the slab belongs to a CPU
     :ivar freelist: uint64, address of the first free object
     :ivar in_kfence: bool, the row is an object in KFENCE's pool, and no slab
+    :ivar changing: the target is live: it goes on while it is read
     :ivar problems: slabs and caches that could not be read or are damaged
     :ivar unread_page_structs: page structures that are not in the dump
     """
@@ -157,6 +181,7 @@ class SlabIndex:
     def __init__(self, prog: Program, memory: Memory) -> None:
         self.prog = prog
         self.memory = memory
+        self.changing = _goes_on(prog)
         self.problems: List[SlabProblem] = []
         self._problems_seen: Set[SlabProblem] = set()
         self.caches = self._read_caches()
@@ -238,14 +263,13 @@ class SlabIndex:
         fault = SlabFault.CACHE_POINTER if whole else SlabFault.UNREAD
         among = "" if whole else " that could be read"
         for slab in slabs[~known]:
-            self.problems.append(
-                SlabProblem(
-                    int(slab["pfn"]) * page_size + offset,
-                    "",
-                    f"its cache pointer 0x{int(slab['slab_cache']):x} is no slab cache{among}",
-                    fault,
-                )
-            )
+            address, owner = int(slab["pfn"]) * page_size + offset, int(slab["slab_cache"])
+            reason = f"its cache pointer 0x{owner:x} is no slab cache{among}"
+            if self.changing and not still_names(self.prog, address, owner):
+                reason, fault_now = _CHANGED, SlabFault.CHANGING
+            else:
+                fault_now = fault
+            self.problems.append(SlabProblem(address, "", reason, fault_now))
         slabs = slabs[known]
         self.pfn: Ints = slabs["pfn"].astype(np.int64)
         self.cache: Ints = at[known]
@@ -342,14 +366,11 @@ class SlabIndex:
                     )
                     continue
                 if row < 0 or self.caches[self.cache[row]] is not cache:
-                    self.problems.append(
-                        SlabProblem(
-                            address,
-                            cache.name,
-                            f"a CPU's free object 0x{head:x} is not its",
-                            SlabFault.FREELIST,
-                        )
-                    )
+                    reason, fault = f"a CPU's free object 0x{head:x} is not its", SlabFault.FREELIST
+                    if self.changing:
+                        # The page structures are of another moment: its slab is newer.
+                        reason, fault = _CHANGED, SlabFault.CHANGING
+                    self.problems.append(SlabProblem(address, cache.name, reason, fault))
                     continue
                 lists.setdefault(row, []).append(head)
         return lists
@@ -550,6 +571,8 @@ class SlabIndex:
         objects = first[:, None] + steps
         if cache.index_bytes is None:
             free, corrupt = self._slub_free(cache, rows, data, first, intact, count)
+            if corrupt and self.changing:
+                data, corrupt = self._read_again(cache, rows, data, free, intact, corrupt)
         else:
             free, corrupt = self._slab_free(cache, rows, intact, count)
             data = self._from_first_object(cache, rows, data, count)
@@ -560,6 +583,62 @@ class SlabIndex:
             intact[i] = False
             self._problem(int(rows[i]), reason, SlabFault.FREELIST)
         return SlabBatch(cache, rows, data, objects, ~free & intact[:, None], intact)
+
+    def _read_again(
+        self,
+        cache: SlabCache,
+        rows: Ints,
+        data: npt.NDArray[np.uint8],
+        free: Bools,
+        intact: Bools,
+        corrupt: Dict[int, str],
+    ) -> Tuple[npt.NDArray[np.uint8], Dict[int, str]]:
+        """
+        Of a live target, what seems to be damaged, each slab as it is at one moment.
+
+        Changes *free* and *intact*.
+
+        :return: the slabs' bytes, and what is damaged even so
+        """
+        data = data.copy()
+        damaged: Dict[int, str] = {}
+        for i in corrupt:
+            now = self.look_again(int(rows[i]))
+            if now is None:
+                intact[i], free[i] = False, False
+                self._problem(int(rows[i]), _CHANGED, SlabFault.CHANGING)
+                continue
+            data[i], free[i] = now.data, now.free
+            if now.damage is not None:
+                damaged[i] = now.damage
+        return data, damaged
+
+    def look_again(self, row: int) -> Optional[SlabNow]:
+        """
+        A slab of SLUB's as it is now, at one moment, which the index then has, too.
+
+        :return: None if it is the cache's no more, or changes all the time
+        """
+        cache, count = self.caches[self.cache[row]], int(self.objects[row])
+        slab_bytes = self._slab_bytes(cache, count)
+        if slab_bytes is None:
+            return None
+        try:
+            moment = slab_moment(self.prog, cache, int(self._page_address[row]), slab_bytes)
+        except FaultError:
+            return None
+        if moment is None or moment.objects != count:
+            return None
+        self.freelist[row], self.inuse[row] = moment.freelist, moment.inuse
+        self._cpu_freelists[row] = list(moment.cpu_freelists)
+        free, corrupt = follow_freelists(
+            _freelist_layout(cache, count),
+            moment.data[None, :],
+            self.address[row : row + 1] + np.uint64(cache.red_left_pad_bytes),
+            [(0, head) for head in moment.heads],
+            self._hardened_votes,
+        )
+        return SlabNow(moment.data, free[0], moment.inuse, moment.of_cpu, corrupt.get(0))
 
     def _kfence_batch(self, cache: SlabCache, rows: Ints) -> SlabBatch:
         raw, intact = self.memory.read_pages(self.pfn[rows].astype(np.uint64))
@@ -593,9 +672,7 @@ class SlabIndex:
             for head in self._cpu_freelists.get(int(row), ())
         ]
         heads = [(i, head) for i, head in heads if intact[i]]
-        layout = FreelistLayout(
-            cache.size_bytes, cache.red_left_pad_bytes, cache.freelist_offset, cache.random, count
-        )
+        layout = _freelist_layout(cache, count)
         return follow_freelists(layout, data, first, heads, self._hardened_votes)
 
     def _slab_free(
@@ -641,6 +718,16 @@ class SlabIndex:
         if problem not in self._problems_seen:
             self._problems_seen.add(problem)
             self.problems.append(problem)
+
+
+def _goes_on(prog: Program) -> bool:
+    return bool(prog.flags & ProgramFlags.IS_LIVE)
+
+
+def _freelist_layout(cache: SlabCache, count: int) -> FreelistLayout:
+    return FreelistLayout(
+        cache.size_bytes, cache.red_left_pad_bytes, cache.freelist_offset, cache.random, count
+    )
 
 
 def slab_index(prog: Program, memory: Memory) -> SlabIndex:

@@ -170,7 +170,19 @@ def _miscounted(index: SlabIndex, in_use: Ints, settled: Bools) -> Ints:
         return np.zeros(0, dtype=np.int64)
     sets_aside = _is_slab(index) or hasattr(index.caches[0].cache, "cpu_sheaves")
     wrong = in_use > index.inuse if sets_aside else in_use != index.inuse
-    return np.flatnonzero(settled & wrong).astype(np.int64)
+    rows = np.flatnonzero(settled & wrong).astype(np.int64)
+    if not index.changing or _is_slab(index):
+        return rows
+    return rows[[_still_miscounted(index, row) for row in rows.tolist()]]
+
+
+def _still_miscounted(index: SlabIndex, row: int) -> bool:
+    """Of a live target, whether a slab's counter and freelist disagree at one moment."""
+    now = index.look_again(row)
+    if now is None or now.of_cpu or now.damage is not None:
+        return False
+    # Those in sheaves are on no freelist: in use for it as for the counter.
+    return len(now.free) - int(now.free.sum()) != now.inuse
 
 
 def is_reclaimable(cache: SlabCache) -> bool:
