@@ -23,14 +23,13 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 from drgn import FaultError, Object
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.analysis import Analysis, Context
 from vmcore_tools.kernel.log_reports import LogReport as Report
 from vmcore_tools.kernel.log_reports import ReportKind, cause_functions, parse_reports
 from vmcore_tools.kernel.printk import log_records
 from vmcore_tools.kernel.slab import ObjectState, slab_index
-from vmcore_tools.kernel.task import is_queued, is_uninterruptible, task_comm
+from vmcore_tools.kernel.task import find_task, is_queued, is_uninterruptible, task_comm
 from vmcore_tools.model import (
     Absent,
     Confidence,

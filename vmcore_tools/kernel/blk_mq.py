@@ -11,8 +11,8 @@ import numpy.typing as npt
 from drgn import Object, cast
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.timekeeping import ktime_get_coarse_ns
-from drgn.helpers.linux.xarray import xa_for_each
 
+from vmcore_tools.kernel.id_slots import for_each_pointer
 from vmcore_tools.kernel.jiffies import jiffies_age_ns
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.symbols import symbol_name
@@ -58,10 +58,10 @@ def for_each_hw_queue(queue: Object) -> Iterator[Object]:
     """
     # 4e5cc99e1e48 ("blk-mq: manage hctx map via xarray") in v5.18.
     if hasattr(queue, "hctx_table"):
-        for number, (_, entry) in enumerate(xa_for_each(queue.hctx_table.address_of_())):
+        for number, hardware in for_each_pointer(queue.hctx_table, "struct blk_mq_hw_ctx"):
             if number >= _HW_QUEUES_MAX:
                 raise ValidationError("a request queue has too many hardware queues")
-            yield Object(queue.prog_, "struct blk_mq_hw_ctx *", value=entry.value_())
+            yield hardware
         return
     count = int(queue.nr_hw_queues.value_())
     if count > _HW_QUEUES_MAX:

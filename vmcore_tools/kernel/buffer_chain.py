@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.pid import find_task
 
 from vmcore_tools.kernel.audit import (
     Verdict,
@@ -42,7 +41,7 @@ from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.scm_rights import files_in_flight
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.sync_file import for_each_sync_file
-from vmcore_tools.kernel.task import process_of
+from vmcore_tools.kernel.task import find_task, process_of
 
 U64 = npt.NDArray[np.uint64]
 

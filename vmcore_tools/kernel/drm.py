@@ -8,9 +8,8 @@ import itertools
 from typing import Any, Iterator, Tuple
 
 from drgn import Object, Program, cast
-from drgn.helpers.linux.idr import idr_for_each
-from drgn.helpers.linux.xarray import xa_for_each
 
+from vmcore_tools.kernel.id_slots import for_each_pointer
 from vmcore_tools.kernel.lists import for_each_entry
 
 #: Bounds that no machine reaches; a damaged list must end.
@@ -42,9 +41,10 @@ def _minors(prog: Program, name: str) -> Iterator[Tuple[int, Any]]:
     """
     # "drm: Use XArray instead of IDR for minors" of v6.12 was backported, and so was accel's.
     try:
-        return xa_for_each(prog[f"{name}_xa"].address_of_())
+        tree = prog[f"{name}_xa"]
     except KeyError:
-        return idr_for_each(prog[f"{name}_idr"].address_of_())
+        tree = prog[f"{name}_idr"]
+    return for_each_pointer(tree, "struct drm_minor")
 
 
 def for_each_drm_device(prog: Program) -> Iterator[Object]:

@@ -6,19 +6,17 @@ from __future__ import annotations
 from typing import Iterator, List, Sequence, Tuple
 
 import numpy as np
-from drgn import FaultError, Object, Program, cast, container_of, offsetof
+from drgn import FaultError, Object, Program, container_of, offsetof
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.idr import idr_for_each
 from drgn.helpers.linux.list import validate_list_for_each_entry
-from drgn.helpers.linux.xarray import xa_for_each
 
 from vmcore_tools.kernel.dma_fence import U64, HeldFences
 from vmcore_tools.kernel.files import files_with_ops
+from vmcore_tools.kernel.id_slots import for_each_pointer
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.slab import SlabIndex
 
 #: Bounds that no machine reaches; a damaged list must end.
-_HANDLES_MAX = 10_000_000
 _CALLBACKS_MAX = 100_000
 
 #: Callbacks whose owner holds a reference to the fence: the function, the
@@ -38,15 +36,8 @@ def for_each_syncobj_handle(file: Object) -> Iterator[Tuple[int, Object]]:
     :return: Iterator of (handle, ``struct drm_syncobj *``)
     """
     # v6.12 has an IDR, v7.2 an XArray.
-    if hasattr(file, "syncobj_xa"):
-        entries = xa_for_each(file.syncobj_xa.address_of_())
-    else:
-        entries = idr_for_each(file.syncobj_idr.address_of_())
-    for number, (handle, entry) in enumerate(entries):
-        if number >= _HANDLES_MAX:
-            return
-        if entry:
-            yield handle, cast("struct drm_syncobj *", entry)
+    tree = file.syncobj_xa if hasattr(file, "syncobj_xa") else file.syncobj_idr
+    yield from for_each_pointer(tree, "struct drm_syncobj")
 
 
 def syncobjs_of_files(index: SlabIndex) -> List[int]:

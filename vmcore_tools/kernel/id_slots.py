@@ -2,18 +2,18 @@
 """
 What an IDR, an XArray or a radix tree has, with the words that hold it.
 
-drgn's helpers read one entry at a time and do not say where it is. Here the
-nodes of each level are read together.
+drgn's helpers read one entry at a time, do not say where it is, and do not end
+where a damaged node is below itself. Here the nodes of each level are read together.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import List, Set, Tuple
+from typing import Iterator, List, Set, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Object, Program, offsetof, sizeof
+from drgn import FaultError, Object, Program, offsetof, sizeof
 
 from vmcore_tools.kernel.layout import read_structs
 
@@ -58,6 +58,9 @@ class _Tags:
     node: int
     nodes_above: int
 
+    def is_node(self, entry: int) -> bool:
+        return entry & _TAG_MASK == self.node and entry > self.nodes_above
+
 
 def idr_slots(idr: Object) -> Slots:
     """
@@ -82,12 +85,59 @@ def xarray_slots(xarray: Object) -> Slots:
     return _slots(xarray.prog_, xarray)
 
 
-def _slots(prog: Program, root: Object) -> Slots:
+def for_each_pointer(tree: Object, type_name: str) -> Iterator[Tuple[int, Object]]:
+    """
+    Iterate over the pointers of an IDR or an XArray, in the order of their IDs.
+
+    :param tree: ``struct idr *`` or ``struct xarray *``
+    :param type_name: what they point to
+    :return: Iterator of each ID and ``type_name *``
+    :raises drgn.FaultError: behind the last one, if nodes are damaged or not in the dump
+    """
+    found = idr_slots(tree) if hasattr(tree, "idr_rt") else xarray_slots(tree)
+    type_ = tree.prog_.pointer_type(tree.prog_.type(type_name))
+    for id, entry in zip(found.id.tolist(), found.entry.tolist()):
+        yield id, Object(tree.prog_, type_, entry)
+    if found.unread:
+        reason = "a node of a tree of IDs is damaged or not in the dump"
+        raise FaultError(reason, found.unread[0])
+
+
+def find_pointer(idr: Object, id: int, type_name: str) -> Object:
+    """
+    The pointer that an IDR has for an ID.
+
+    :param idr: ``struct idr *``
+    :param type_name: what it points to
+    :return: ``type_name *``, NULL if it has none
+    :raises drgn.FaultError: if a node is damaged or not in the dump
+    """
+    prog = idr.prog_
+    head, type_name_of_node, tags = _head(idr.idr_rt)
+    entry, above = int(head.value_()), 64
+    index = id - (int(idr.idr_base.value_()) if hasattr(idr, "idr_base") else 0)
+    while tags.is_node(entry):
+        node = Object(prog, type_name_of_node + " *", entry - tags.node)
+        shift = int(node.shift.value_())
+        if shift >= above:
+            raise FaultError("a node of a tree of IDs is damaged", node.value_())
+        above, slot = shift, index >> shift
+        index -= slot << shift
+        entry = int(node.slots[slot].value_()) if 0 <= slot < len(node.slots) else 0
+    found = 0 if index or entry & _TAG_MASK else entry
+    return Object(prog, prog.pointer_type(prog.type(type_name)), found)
+
+
+def _head(root: Object) -> Tuple[Object, str, _Tags]:
+    """The first entry of a tree, the type of its nodes, and how entries are told apart."""
     # "xarray: Replace exceptional entries", "radix tree: Remove radix_tree_root": v4.20.
     if hasattr(root, "xa_head"):
-        head, type_name, tags = root.xa_head, "struct xa_node", _Tags(2, _XA_INTERNAL_MAX)
-    else:
-        head, type_name, tags = root.rnode, "struct radix_tree_node", _Tags(1, 0)
+        return root.xa_head, "struct xa_node", _Tags(2, _XA_INTERNAL_MAX)
+    return root.rnode, "struct radix_tree_node", _Tags(1, 0)
+
+
+def _slots(prog: Program, root: Object) -> Slots:
+    head, type_name, tags = _head(root)
     dtype = _node_dtype(prog, type_name)
     entry, word = head.value_(), head.address_
     assert word is not None

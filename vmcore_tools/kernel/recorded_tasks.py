@@ -9,9 +9,8 @@ from typing import Dict, Optional, Tuple
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Program
-from drgn.helpers.linux.pid import find_task
 
-from vmcore_tools.kernel.task import task_comm
+from vmcore_tools.kernel.task import find_task, task_comm
 
 #: How far a task's start and a record's jiffies can be apart: they tick at 100 Hz at least.
 _TICK_NS_MAX = 20_000_000

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterator, List, Optional, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from drgn import Object, Program, container_of
-from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 from drgn.helpers.linux.list import validate_list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu
-from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, rq_for_each_fair_task
 
 from vmcore_tools.kernel.cpu_state import for_each_pending_wakeup
+from vmcore_tools.kernel.rb_trees import for_each_rb_entry
 from vmcore_tools.kernel.task import is_sleep_delayed
 
 #: A bound that no machine reaches; a damaged list must end.
@@ -168,11 +167,7 @@ def _deadline_tasks(rq: Object) -> Iterator[Object]:
     if not left:
         return
     root = rq.dl.root.rb_root.address_of_()
-    seen: Set[int] = set()
-    for entity in rbtree_inorder_for_each_entry("struct sched_dl_entity", root, "rb_node"):
-        if entity.value_() in seen or len(seen) >= _TASKS_MAX:
-            raise ValidationError("the tree of deadline tasks has a cycle")
-        seen.add(entity.value_())
+    for entity in for_each_rb_entry("struct sched_dl_entity", root, "rb_node", _TASKS_MAX):
         # The fair server is no task, and counts as one (v6.12).
         if not (hasattr(entity, "dl_server") and entity.dl_server.value_()):
             yield container_of(entity, "struct task_struct", "dl")

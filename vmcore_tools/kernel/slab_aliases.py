@@ -12,8 +12,8 @@ from typing import Dict, List, Optional, Tuple
 
 from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 
+from vmcore_tools.kernel.rb_trees import for_each_rb_entry
 from vmcore_tools.kernel.slab import SlabCache
 
 #: More names than any kernel has.
@@ -33,12 +33,8 @@ def merged_names(prog: Program) -> Optional[Dict[int, Tuple[str, ...]]]:
     try:
         link = prog.constant("KERNFS_LINK").value_()
         folder = prog["slab_kset"].kobj.sd
-        nodes = rbtree_inorder_for_each_entry(
-            "struct kernfs_node", folder.dir.children.address_of_(), "rb"
-        )
-        for number, node in enumerate(nodes):
-            if number >= _NAMES_MAX:
-                return None
+        children = folder.dir.children.address_of_()
+        for node in for_each_rb_entry("struct kernfs_node", children, "rb", _NAMES_MAX):
             if node.flags.value_() & _TYPE_MASK == link:
                 found.setdefault(node.symlink.target_kn.value_(), []).append(_name(node))
     except (AttributeError, LookupError, FaultError, ValidationError):

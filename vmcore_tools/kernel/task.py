@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, StackFrame, StackTrace, sizeof
+from drgn import NULL, FaultError, Object, Program, StackFrame, StackTrace, sizeof
 from drgn.helpers import ValidationError
+from drgn.helpers.linux import pid as drgn_pid
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
-from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import cpu_curr, cpu_rq, task_cpu, task_on_cpu
+
+from vmcore_tools.kernel.id_slots import find_pointer, for_each_pointer
 
 # include/linux/sched.h. These are macros, which debug info does not have;
 # the values have been the same since v4.14, when TASK_NOLOAD got 0x400, and
@@ -121,11 +124,43 @@ def for_each_bounded_task(prog: Program) -> Iterator[Object]:
     Iterate over all tasks that have a PID, with an end.
 
     :return: Iterator of ``struct task_struct *``
+    :raises drgn.FaultError: behind the last one, if some are not found for damage
     """
-    for number, task in enumerate(for_each_task(prog)):
-        if number >= _TASKS_MAX:
-            return
-        yield task
+    namespace = prog["init_pid_ns"]
+    if not hasattr(namespace, "idr"):
+        # Until 95846ecf9dac ("pid: replace pid bitmap implementation with IDR API") in v4.15.
+        yield from itertools.islice(drgn_pid.for_each_task(prog), _TASKS_MAX)
+        return
+    type_, damage = prog["PIDTYPE_PID"], None
+    try:
+        for _, pid in itertools.islice(for_each_pointer(namespace.idr, "struct pid"), _TASKS_MAX):
+            try:
+                task = drgn_pid.pid_task(pid, type_)
+            except FaultError as error:
+                damage = error
+                continue
+            if task:
+                yield task
+    except FaultError as error:
+        damage = error
+    if damage is not None:
+        raise damage
+
+
+def find_task(prog: Program, pid: int) -> Object:
+    """
+    The task with a PID.
+
+    :return: ``struct task_struct *``, NULL if there is none
+    :raises drgn.FaultError: if it cannot be found for damage
+    """
+    namespace = prog["init_pid_ns"]
+    if not hasattr(namespace, "idr"):
+        return drgn_pid.find_task(prog, pid)  # as above
+    found = find_pointer(namespace.idr, pid, "struct pid")
+    if not found:
+        return NULL(prog, "struct task_struct *")
+    return drgn_pid.pid_task(found, prog["PIDTYPE_PID"])
 
 
 def hung_task_timeout_seconds(prog: Program) -> int:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, Iterator, Optional
 
-from drgn import NULL, FaultError, Object, Program, cast, container_of, offsetof
+from drgn import NULL, FaultError, Object, Program, container_of, offsetof
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.idr import idr_find, idr_for_each_entry
 from drgn.helpers.linux.list import list_empty
 from drgn.helpers.linux.sched import task_on_cpu
 
+from vmcore_tools.kernel.id_slots import find_pointer, for_each_pointer
 from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.symbols import symbol_address
 
@@ -56,11 +56,7 @@ def for_each_worker_pool(prog: Program) -> Iterator[Object]:
 
     :return: Iterator of ``struct worker_pool *``
     """
-    for number, (_, pool) in enumerate(
-        idr_for_each_entry(prog["worker_pool_idr"].address_of_(), "struct worker_pool")
-    ):
-        if number >= _POOLS_MAX:
-            return
+    for _, pool in for_each_pointer(prog["worker_pool_idr"], "struct worker_pool"):
         yield pool
 
 
@@ -368,8 +364,7 @@ def work_pool(work: Object) -> Object:
     shift = prog.constant("WORK_OFFQ_POOL_SHIFT").value_()
     bits = prog.constant("WORK_OFFQ_POOL_BITS").value_()
     number = _data(work) >> shift & (1 << bits) - 1
-    pool = idr_find(prog["worker_pool_idr"].address_of_(), number)
-    return cast("struct worker_pool *", pool)
+    return find_pointer(prog["worker_pool_idr"], number, "struct worker_pool")
 
 
 def _data(work: Object) -> int:
