@@ -33,6 +33,7 @@ from vmcore_tools.diff import diff as compare
 from vmcore_tools.diff import read_report
 from vmcore_tools.errors import TargetError
 from vmcore_tools.info import describe
+from vmcore_tools.masking import masking_of
 from vmcore_tools.model import Evidence, Report
 from vmcore_tools.pages import explain_page, list_page
 from vmcore_tools.report import DEFAULT_WIDTH, json, render
@@ -71,13 +72,16 @@ def run_script(analysis: Analysis) -> NoReturn:
 
 def run_request(target: Target, wanted: Request) -> Report:
     """Run what is asked for, with a progress bar if standard error is a terminal."""
-    return run(
+    report = run(
         target,
         wanted.analyses,
         wanted.options,
         limit=wanted.limit,
         progress=_progress(),
     )
+    if wanted.redact:
+        return dataclasses.replace(report, masking=masking_of(target.prog))
+    return report
 
 
 def print_report(report: Report, wanted: Request, file: TextIO) -> None:

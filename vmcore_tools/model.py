@@ -319,6 +319,15 @@ class AnalysisResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Masking:
+    """What masks of a report are made with; no renderer writes it."""
+
+    #: Secret, and the same for one boot of a kernel: so are the masks. Empty: of one report.
+    key: bytes = b""
+    names: Tuple[str, ...] = ()  #: what text in the report may say of people and machines
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Everything that a run found, and what it could not see."""
 
@@ -327,6 +336,7 @@ class Report:
     analyses: Tuple[AnalysisResult, ...]
     stacks: Mapping[str, Stack]
     interrupted: bool = False
+    masking: Masking = dataclasses.field(default=Masking(), repr=False, compare=False)
 
     @property
     def findings(self) -> Tuple[Finding, ...]:
