@@ -337,6 +337,17 @@ def test_a_bug_does_not_look_like_a_finding(
     )
 
 
+def test_a_bug_tells_nothing_of_a_dump_that_is_masked(
+    opened: List[Tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def bug(*args: Any) -> Target:
+        raise KeyError("Xorg")
+
+    monkeypatch.setattr(cli, "open_core", bug)
+    assert triage("clean", "--redact") == 2
+    assert "internal error: KeyError (test_cli.py" in capsys.readouterr().err
+
+
 def test_ctrl_c_before_there_is_anything(
     opened: List[Tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -7,8 +7,10 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import random
 import shutil
+import stat
 import struct
 import subprocess
 import tarfile
@@ -444,3 +446,21 @@ def test_bomb(dump: demo.DemoDump, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_module_name(path: str, name: str) -> None:
     assert module_name(path) == name
+
+
+def test_nobody_else_can_look_into_the_cache(
+    dump: demo.DemoDump, tmp_path: Path, cache: Path, vmlinux: Path, module: Path
+) -> None:
+    package = tmp_path / "kernel-debuginfo.rpm"
+    contents = {"usr/lib/debug/vmlinux": vmlinux.read_bytes(), MODULE: module.read_bytes()}
+    package.write_bytes(rpm(cpio(contents)))
+    before = os.umask(0)
+    try:
+        assert_complete(opened(dump, package))
+    finally:
+        os.umask(before)
+    made = [cache, *cache.rglob("*")]
+    modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in made}
+    assert modes == {True: 0o700, False: 0o600}
+    for path in made:
+        assert stat.S_IMODE(path.stat().st_mode) == modes[path.is_dir()], path

@@ -6,6 +6,8 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import lzma
+import os
+import stat
 from pathlib import Path
 from unittest import mock
 
@@ -136,3 +138,17 @@ def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert demo.cache_directory() == Path("/home/somebody/.cache/vmcore-tools/dumps")
+
+
+def test_nobody_else_can_look_into_the_cache(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "cache"))
+    before = os.umask(0)
+    try:
+        dump = demo.unpack()
+    finally:
+        os.umask(before)
+    folders = [tmp_path / "new", tmp_path / "new/cache", *tmp_path.glob("new/cache/**/")]
+    assert dump.vmcore.parent in folders
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import traceback
 from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence, TextIO, Tuple
 
@@ -35,6 +34,7 @@ from vmcore_tools.errors import TargetError
 from vmcore_tools.info import describe
 from vmcore_tools.masking import masking_of
 from vmcore_tools.model import Evidence, Report
+from vmcore_tools.output_file import output_file
 from vmcore_tools.pages import explain_page, list_page
 from vmcore_tools.report import DEFAULT_WIDTH, json, render
 from vmcore_tools.report.format import escape
@@ -56,7 +56,8 @@ _WIDTH_RANGE = (60, 120)
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line; returns the exit code."""
-    return _guarded(_PROGRAM, lambda: _main(argv))
+    argv = sys.argv[1:] if argv is None else argv
+    return _guarded(_PROGRAM, argv, lambda: _main(argv))
 
 
 def run_script(analysis: Analysis) -> NoReturn:
@@ -67,7 +68,7 @@ def run_script(analysis: Analysis) -> NoReturn:
     ``drgn -c vmcore drgn_scripts/hung_tasks.py [OPTION...]``.
     """
     name = os.path.basename(sys.argv[0])
-    sys.exit(_guarded(name, lambda: _script(name, analysis)))
+    sys.exit(_guarded(name, sys.argv[1:], lambda: _script(name, analysis)))
 
 
 def run_request(target: Target, wanted: Request) -> Report:
@@ -107,38 +108,12 @@ def write(text: str, file: TextIO) -> None:
 
 @contextlib.contextmanager
 def output(path: Optional[str]) -> Iterator[TextIO]:
-    """
-    Where the report goes: standard output, or a file of the owner's alone.
-
-    The file appears when all of it is written; nothing is left of a failure.
-    A device or a pipe is written to as it is.
-    """
+    """Where the report goes: standard output, or a file of the owner's alone."""
     if path is None:
         yield sys.stdout
         return
-    target = os.path.realpath(path)
-    try:
-        descriptor, temporary = _open_output(target)
-    except OSError as e:
-        raise TargetError(
-            f"cannot write {path}: {e.strerror}; name a file in a folder of yours with -o"
-        ) from e
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            yield file
-        if temporary is not None:
-            os.replace(temporary, target)
-    except BaseException:
-        if temporary is not None:
-            os.unlink(temporary)
-        raise
-
-
-def _open_output(target: str) -> Tuple[int, Optional[str]]:
-    """A descriptor, and the name of the temporary file that it is of, if any."""
-    if os.path.exists(target) and not os.path.isfile(target):
-        return os.open(target, os.O_WRONLY), None
-    return tempfile.mkstemp(prefix=".vmcore-tools-", dir=os.path.dirname(target))
+    with output_file(path) as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -151,7 +126,7 @@ def _quiet_pipe() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _guarded(name: str, command: Callable[[], int]) -> int:
+def _guarded(name: str, argv: Sequence[str], command: Callable[[], int]) -> int:
     """Run a command; what is wrong outside this program becomes one line."""
     try:
         return command()
@@ -165,9 +140,12 @@ def _guarded(name: str, command: Callable[[], int]) -> int:
     except Exception as e:
         # A bug. Python would end with 1, which means that something was found.
         place = traceback.extract_tb(e.__traceback__)[-1]
+        # What an exception says can quote the dump; its type cannot.
+        is_redacted = any(len(arg) > 4 and "--redact".startswith(arg) for arg in argv)
+        told = type(e).__name__ if is_redacted else f"{type(e).__name__}: {e}"
         return _error(
             name,
-            f"internal error: {type(e).__name__}: {e}"
+            f"internal error: {told}"
             f" ({os.path.basename(place.filename)}:{place.lineno}); please report it",
         )
 
@@ -186,8 +164,7 @@ def _analyses(argv: Sequence[str]) -> Tuple[Analysis, ...]:
     return find_analyses()
 
 
-def _main(argv: Optional[Sequence[str]]) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+def _main(argv: Sequence[str]) -> int:
     analyses = _analyses(argv)
     parser = _parser(analyses)
     args = parser.parse_args(argv)

@@ -29,6 +29,7 @@ from typing import (
 
 from vmcore_tools import debug_packages
 from vmcore_tools.build_id import build_id_of_file
+from vmcore_tools.cache import cache_folder, make_private
 from vmcore_tools.compressed_sections import without_compression
 from vmcore_tools.errors import TargetError, printable
 
@@ -271,11 +272,7 @@ def _identity(path: PathLike) -> str:
 
 
 def _cache() -> Path:
-    """Below ``$XDG_CACHE_HOME``, or ``~/.cache``."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
-    return base / "vmcore-tools" / "debug-info"
+    return cache_folder("debug-info")
 
 
 def _place(build_id: str) -> Path:
@@ -306,7 +303,7 @@ def _kept(member: debug_packages.Member, build_id: str) -> Tuple[Optional[str], 
 
 def _made(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         raise TargetError(
             f"cannot unpack debug info to {printable(str(folder))}: {error.strerror}; free some"

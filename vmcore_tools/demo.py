@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import lzma
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Dict, Tuple
 
+from vmcore_tools.cache import cache_folder, make_private
 from vmcore_tools.errors import TargetError
 
 DEFAULT_DUMP = "leak-and-hung-x86_64"
@@ -45,11 +45,8 @@ def dumps_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Where they are unpacked: below ``$XDG_CACHE_HOME``, or ``~/.cache``."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
-    return base / "vmcore-tools" / "dumps"
+    """Where they are unpacked."""
+    return cache_folder("dumps")
 
 
 def shipped_dumps() -> Tuple[str, ...]:
@@ -76,7 +73,7 @@ def unpack(name: str = DEFAULT_DUMP) -> DemoDump:
     if not destination.is_dir():
         _verify(source)
         try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            make_private(destination.parent)
             _unpack(source, destination)
         except OSError as error:
             raise TargetError(
@@ -139,7 +136,7 @@ def _verify(source: Path) -> None:
 def _unpack(source: Path, destination: Path) -> None:
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".unpacking-") as temporary:
         unpacked = Path(temporary) / "dump"
-        unpacked.mkdir()
+        unpacked.mkdir(mode=0o700)
         for name in _checksums(source):
             if name.endswith(".xz"):
                 with lzma.open(source / name) as packed, open(unpacked / name[:-3], "wb") as file:
