@@ -39,6 +39,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.kernel",
             "vmcore_tools.model",
             "vmcore_tools.wait_findings",
+            "vmcore_tools.words",
         },
     ),
     (
@@ -48,6 +49,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.frames",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
+            "vmcore_tools.words",
         },
     ),
     (
@@ -56,6 +58,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.analysis",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
+            "vmcore_tools.words",
         },
     ),
     (
@@ -65,6 +68,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.audit_findings",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
+            "vmcore_tools.words",
         },
     ),
     (
@@ -74,6 +78,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
             "vmcore_tools.frames",
             "vmcore_tools.kernel",
             "vmcore_tools.model",
+            "vmcore_tools.words",
         },
     ),
     ("vmcore_tools.kernel", {"vmcore_tools.dump"}),
@@ -82,7 +87,8 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
     ("vmcore_tools.model", set()),
     ("vmcore_tools.errors", set()),
     ("vmcore_tools.frames", {"vmcore_tools.model"}),
-    ("vmcore_tools.report", {"vmcore_tools.model"}),
+    ("vmcore_tools.report", {"vmcore_tools.model", "vmcore_tools.words"}),
+    ("vmcore_tools.words", set()),
     ("vmcore_tools.analysis", {"vmcore_tools.dump", "vmcore_tools.model"}),
     (
         "vmcore_tools.runner",

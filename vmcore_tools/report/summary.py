@@ -17,6 +17,7 @@ from vmcore_tools.model import (
     columns,
 )
 from vmcore_tools.report.format import escape, gap_text
+from vmcore_tools.words import counted
 
 NOTHING_FOUND = "No findings. Everything relevant was read."
 
@@ -44,7 +45,7 @@ def verdict(report: Report) -> str:
             for severity in sorted(Severity, reverse=True)
             if counts[severity]
         )
-        text = f"{_plural(sum(counts.values()), 'finding')}: {found}."
+        text = f"{counted(sum(counts.values()), 'finding')}: {found}."
         if not report.complete:
             text += f" The report is INCOMPLETE: {_incomplete(report)}."
         return text
@@ -69,12 +70,8 @@ def _incomplete(report: Report) -> str:
 def _severity_count(severity: Severity, count: int) -> str:
     name = severity.name.lower()
     if severity in (Severity.ERROR, Severity.WARNING):
-        return _plural(count, name)
+        return counted(count, name)
     return f"{count:,} {name}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def few_alike(findings: Sequence[Finding], most: int) -> Iterator[Tuple[Finding, int]]:
@@ -127,7 +124,7 @@ def table_title(analysis: AnalysisResult, table: Table) -> str:
         return f"{title}, none" if analysis.status is Status.OK else f"{title}, none seen"
     if len(table.rows) < table.total:
         return f"{title}, showing {len(table.rows):,} of {table.total:,}"
-    return f"{title}, {_plural(table.total, 'row')}"
+    return f"{title}, {counted(table.total, 'row')}"
 
 
 def shown_columns(
