@@ -28,8 +28,8 @@ from drgn import FaultError, Object, Program, ProgramFlags
 
 from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
 from vmcore_tools.kernel.buffer_chain import BufferChains, Chain, Node, What, chain_of
-from vmcore_tools.kernel.dma_buf import device_name, text_at
 from vmcore_tools.kernel.slab import slab_index
+from vmcore_tools.kernel.strings import device_name, text_at
 from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.model import (
     Absent,

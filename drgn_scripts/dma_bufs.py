@@ -59,14 +59,13 @@ from vmcore_tools.kernel.audit_containers import with_containers_in_use
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
     ages_ns,
-    device_name,
     dma_buf_name,
     for_each_attachment,
-    text_at,
 )
 from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_holders
 from vmcore_tools.kernel.files import file_counts, mm_users
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
+from vmcore_tools.kernel.strings import device_name, text_at
 from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.model import (
     Absent,
@@ -309,7 +308,8 @@ def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
                 *allocators.evidence,
                 *kmemleak_evidence(index, addresses),
             ),
-            signature_key=(_TYPE, exporter, *allocators.signature),
+            signature_key=(_TYPE, exporter),
+            clues=allocators.clues,
             related=(
                 Ref("slab cache", index.caches[cache].name, index.caches[cache].cache.value_()),
             ),

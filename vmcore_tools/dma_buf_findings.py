@@ -13,7 +13,6 @@ from drgn import FaultError, Object, Program, ProgramFlags
 from vmcore_tools.analysis import Context
 from vmcore_tools.kernel.at_hand import at_hand
 from vmcore_tools.kernel.audit import count_holders
-from vmcore_tools.kernel.dma_buf import text_at
 from vmcore_tools.kernel.dma_buf_holders import DmaBufHolders
 from vmcore_tools.kernel.drm_gem import gem_handles
 from vmcore_tools.kernel.drm_prime import (
@@ -27,6 +26,7 @@ from vmcore_tools.kernel.drm_prime import (
 from vmcore_tools.kernel.files import descriptors
 from vmcore_tools.kernel.page import NOT_KERNEL, direct_map_offset, page_index
 from vmcore_tools.kernel.slab import ObjectState, SlabIndex
+from vmcore_tools.kernel.strings import text_at
 from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity
 

@@ -33,10 +33,11 @@ def test_how_long_the_driver_has_had_it(
     monkeypatch: pytest.MonkeyPatch, started_ns: Optional[int], confidence: Confidence
 ) -> None:
     flight = InFlight(np.array([64], dtype=np.uint64), 40 * SECOND, started_ns)
-    named: Any = SimpleNamespace(name=SimpleNamespace(string_=lambda: b"req.0"))
+    named: Any = SimpleNamespace(name="req.0")
     monkeypatch.setattr(disk, "requests_in_flight", lambda _queue: flight)
     monkeypatch.setattr(disk, "is_virtio_disk", lambda _disk: True)
     monkeypatch.setattr(disk, "for_each_disk_queue", lambda _disk: [named])
+    monkeypatch.setattr(disk, "name_text", lambda name: name)
     monkeypatch.setattr(disk, "ring_state", lambda _queue: ring())
     gendisk = SimpleNamespace(queue=SimpleNamespace(read_=lambda: None))
     node = SimpleNamespace(key="disk", kind=DEVICE, object=gendisk, label="vda")

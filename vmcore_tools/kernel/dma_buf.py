@@ -26,15 +26,13 @@ from vmcore_tools.kernel.files import (
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.lists import for_each_entry
 from vmcore_tools.kernel.slab import SlabIndex
+from vmcore_tools.kernel.strings import text_at
 
 U64 = npt.NDArray[np.uint64]
 
 #: Bounds that no machine reaches; a damaged list must end.
 _ATTACHMENTS_MAX = 100_000
 _NS_PER_S = 1_000_000_000
-#: ``DMA_BUF_NAME_LEN``, and more than exporters call themselves.
-_NAME_BYTES_MAX = 64
-
 
 #: Exporters whose own structure, ``dma_buf.priv``, points back at the dma-buf
 #: that it is freed with: their operations, the structure, and its member.
@@ -327,26 +325,5 @@ def dma_buf_name(dma_buf: Object) -> str:
     return _text(dma_buf.name) if hasattr(dma_buf, "name") else ""
 
 
-def device_name(device: Object) -> str:
-    """
-    The name of a device; mirrors ``dev_name()``.
-
-    :param device: ``struct device *``
-    :raises drgn.FaultError: if it is not in the dump
-    """
-    return _text(device.init_name or device.kobj.name)
-
-
 def _text(string: Object) -> str:
     return text_at(string.prog_, string.value_())
-
-
-def text_at(prog: Program, address: int) -> str:
-    """
-    A short name in the kernel's memory; empty without an address.
-
-    :param address: ``const char *``
-    :raises drgn.FaultError: if it is not in the dump
-    """
-    text = prog.read_c_string(address, max_size=_NAME_BYTES_MAX) if address else b""
-    return text.decode(errors="backslashreplace")

@@ -11,6 +11,7 @@ from drgn import Object, Program, cast
 
 from vmcore_tools.kernel.id_slots import for_each_pointer
 from vmcore_tools.kernel.lists import for_each_entry
+from vmcore_tools.kernel.strings import device_name, name_text
 
 #: Bounds that no machine reaches; a damaged list must end.
 _MINORS_MAX = 4096
@@ -96,8 +97,7 @@ def driver_name(device: Object) -> str:
     :param device: ``struct drm_device *``
     :raises drgn.FaultError: if it is not in the dump
     """
-    name: bytes = device.driver.name.string_()
-    return name.decode(errors="backslashreplace")
+    return name_text(device.driver.name)
 
 
 def minor_name(minor: Object) -> str:
@@ -107,9 +107,7 @@ def minor_name(minor: Object) -> str:
     :param minor: ``struct drm_minor *``
     :raises drgn.FaultError: if it is not in the dump
     """
-    device = minor.kdev
-    name: bytes = (device.init_name or device.kobj.name).string_()
-    return name.decode(errors="backslashreplace")
+    return device_name(minor.kdev)
 
 
 def file_process(file: Object) -> Object:

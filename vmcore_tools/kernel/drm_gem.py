@@ -12,6 +12,7 @@ from drgn import FaultError, Object, Program, container_of, offsetof, sizeof
 
 from vmcore_tools.kernel.id_slots import Slots, idr_slots
 from vmcore_tools.kernel.layout import as_structs, field_dtype, read_structs
+from vmcore_tools.kernel.strings import c_string
 from vmcore_tools.kernel.typed_objects import Embedded, Found
 
 U64 = npt.NDArray[np.uint64]
@@ -69,7 +70,7 @@ def reservation_address(device: Object, gem: Object) -> int:
     # had it in the buffer object.
     if hasattr(gem, "resv"):
         return int(gem.resv.value_())
-    if device.driver.name.string_() == b"virtio_gpu":
+    if c_string(device.driver.name) == b"virtio_gpu":
         return int(container_of(gem, "struct virtio_gpu_object", "gem_base").tbo.resv.value_())
     return 0
 

@@ -9,6 +9,7 @@ from typing import Dict, Iterator, Optional, Tuple
 from drgn import Object, Program, container_of
 from drgn.helpers.linux.mmzone import for_each_online_pgdat
 
+from vmcore_tools.kernel.strings import name_text
 from vmcore_tools.kernel.task import stack_range
 
 # mm/internal.h: MAX_RECLAIM_RETRIES, a macro; the same since v4.11.
@@ -73,7 +74,7 @@ def node_pages(pgdat: Object) -> NodePages:
         marks = zone.member_("_watermark") if hasattr(zone, "_watermark") else zone.watermark
         zones.append(
             ZonePages(
-                zone.name.string_().decode(errors="backslashreplace"),
+                name_text(zone.name),
                 max(0, int(zone.vm_stat[free].counter.value_())),
                 int(marks[minimum].value_()),
                 int(managed.value_()),

@@ -25,7 +25,7 @@ from drgn.helpers.linux.sched import idle_task
 
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.kernel.page import PageClass, direct_map_offset, page_index
-from vmcore_tools.kernel.resource import for_each_resource, system_ram
+from vmcore_tools.kernel.resource import for_each_resource, resource_name, system_ram
 from vmcore_tools.kernel.task import for_each_bounded_task, stack_range
 from vmcore_tools.kernel.virtual_map import virtual_map
 
@@ -237,7 +237,7 @@ class _Mapped:
 def _resource_pages(prog: Program, page_size: int, name: str) -> Pfns:
     found = [np.zeros(0, dtype=np.int64)]
     for resource in for_each_resource(prog["iomem_resource"].address_of_()):
-        if resource.name.string_() == name.encode():
+        if resource_name(resource) == name.encode():
             start, end = resource.start.value_(), resource.end.value_() + 1
             if not start < end or end - start > _RESOURCE_BYTES_MAX:
                 raise ValidationError(f"no {name} can be at 0x{start:x}-0x{end:x}")

@@ -20,6 +20,7 @@ from drgn.helpers.linux.llist import llist_for_each
 from drgn.helpers.linux.percpu import per_cpu, per_cpu_ptr
 
 from vmcore_tools.kernel.jiffies import jiffies_now, jiffy_ns
+from vmcore_tools.kernel.strings import name_text
 
 #: Bounds that no machine reaches; a damaged list must end.
 _FLAVORS_MAX = 16
@@ -80,7 +81,7 @@ def rcu_name(state: Object) -> str:
 
     :param state: ``struct rcu_state *``
     """
-    return str(state.name.string_().decode(errors="backslashreplace"))
+    return name_text(state.name)
 
 
 def grace_period(state: Object) -> Optional[GracePeriod]:

@@ -8,6 +8,8 @@ from typing import Iterator, List, Set, Tuple
 from drgn import Object, Program
 from drgn.helpers import ValidationError
 
+from vmcore_tools.kernel.strings import c_string
+
 #: More resources than any machine has; a damaged tree must end.
 _RESOURCES_MAX = 100_000
 #: Physical addresses have 52 bits at most, on x86-64 and arm64.
@@ -35,6 +37,16 @@ def for_each_resource(root: Object) -> Iterator[Object]:
         pending.append(resource.child.read_())
 
 
+def resource_name(resource: Object) -> bytes:
+    """
+    What a resource is called in /proc/iomem; empty where that has ``<BAD>``.
+
+    :param resource: ``struct resource *``
+    :raises drgn.FaultError: if it is not in the dump
+    """
+    return c_string(resource.name) if resource.name else b""
+
+
 def system_ram(prog: Program) -> Iterator[Tuple[int, int]]:
     """
     Physical address ranges ``[start, end)`` of System RAM, hotplugged memory included.
@@ -46,7 +58,7 @@ def system_ram(prog: Program) -> Iterator[Tuple[int, int]]:
     for resource in for_each_resource(prog["iomem_resource"].address_of_()):
         # IORESOURCE_SYSTEM_RAM is a macro, which debug info does not have.
         # Drivers that add memory put their name behind: "System RAM (virtio_mem)".
-        if resource.name.string_().startswith(b"System RAM"):
+        if resource_name(resource).startswith(b"System RAM"):
             start, end = resource.start.value_(), resource.end.value_() + 1
             if not start < end <= _PHYSICAL_END:
                 raise ValidationError(f"no RAM can be at 0x{start:x}-0x{end:x}")
@@ -67,7 +79,7 @@ def kernel_ram(prog: Program) -> List[Tuple[int, int]]:
     reserved = sorted(
         (resource.start.value_(), resource.end.value_() + 1)
         for resource in for_each_resource(prog["iomem_resource"].address_of_())
-        if resource.name.string_() == b"Crash kernel"
+        if resource_name(resource) == b"Crash kernel"
     )
     ranges = []
     for start, end in system_ram(prog):

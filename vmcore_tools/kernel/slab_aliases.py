@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional, Tuple
 
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Program
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.rb_trees import for_each_rb_entry
 from vmcore_tools.kernel.slab import SlabCache
+from vmcore_tools.kernel.strings import name_text
 
 #: More names than any kernel has.
 _NAMES_MAX = 1_000_000
@@ -36,7 +37,7 @@ def merged_names(prog: Program) -> Optional[Dict[int, Tuple[str, ...]]]:
         children = folder.dir.children.address_of_()
         for node in for_each_rb_entry("struct kernfs_node", children, "rb", _NAMES_MAX):
             if node.flags.value_() & _TYPE_MASK == link:
-                found.setdefault(node.symlink.target_kn.value_(), []).append(_name(node))
+                found.setdefault(node.symlink.target_kn.value_(), []).append(name_text(node.name))
     except (AttributeError, LookupError, FaultError, ValidationError):
         return None
     return {target: tuple(sorted(names)) for target, names in found.items()}
@@ -51,8 +52,3 @@ def names_of(cache: SlabCache, merged: Dict[int, Tuple[str, ...]]) -> Tuple[str,
     """
     names = merged.get(cache.cache.kobj.sd.value_(), ())
     return tuple(name for name in names if name != cache.name)
-
-
-def _name(node: Object) -> str:
-    name: bytes = node.name.string_()
-    return name.decode(errors="backslashreplace")

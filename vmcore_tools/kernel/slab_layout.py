@@ -16,6 +16,7 @@ from drgn.helpers.linux.nodemask import nr_node_ids
 from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from vmcore_tools.kernel.layout import bit_field
+from vmcore_tools.kernel.strings import name_text
 
 #: No page allocator gives more pages at once (MAX_ORDER was never higher).
 _ORDER_MAX = 20
@@ -142,7 +143,7 @@ def read_slab_cache(cache: Object) -> SlabCache:
 def _read_slab_cache(cache: Object) -> SlabCache:
     # Member by member: it was allocated without the nodes that the machine has not.
     cache = cache.read_()
-    name = cache.name.string_().decode(errors="backslashreplace")
+    name = name_text(cache.name)
     if uses_slab(cache.prog_):
         return SlabCache(
             cache=cache,

@@ -11,6 +11,7 @@ from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.drm import for_each_drm_device, for_each_framebuffer, for_each_plane
 from vmcore_tools.kernel.lists import for_each_entry
+from vmcore_tools.kernel.strings import c_string
 from vmcore_tools.kernel.typed_objects import Embedded
 from vmcore_tools.kernel.virtio_ring import buffers
 
@@ -35,7 +36,7 @@ def for_each_virtio_gpu_device(prog: Program) -> Iterator[Object]:
     :raises LookupError: without the debug info of DRM
     """
     for device in for_each_drm_device(prog):
-        if device.driver.name.string_() == b"virtio_gpu":
+        if c_string(device.driver.name) == b"virtio_gpu":
             yield cast("struct virtio_gpu_device *", device.dev_private)
 
 

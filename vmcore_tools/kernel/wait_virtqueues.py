@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Dict, Iterator, Optional, Tuple
 
 from drgn import FaultError, Object
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.device import dev_name
 
+from vmcore_tools.kernel.strings import device_name, name_text
 from vmcore_tools.kernel.virtio_gpu import for_each_queue, for_each_virtio_gpu_device
 from vmcore_tools.kernel.virtio_ring import ring_state
 from vmcore_tools.kernel.wait_graph import Edge
@@ -31,12 +31,8 @@ def virtqueue(chains: WaitChains, queue: Object) -> str:
 
     :param queue: ``struct virtio_gpu_queue *``
     """
-    name = _text(queue.vq.name.string_())
+    name = name_text(queue.vq.name)
     return chains.add(Node(f"virtqueue {queue.value_():#x}", VIRTQUEUE, queue, name))
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
 
 
 def is_being_emptied(queue: Object) -> bool:
@@ -77,7 +73,7 @@ def follow_virtqueue(chains: WaitChains, node: Node) -> Iterator[Edge]:
         why = "waits for an answer of"
     else:
         return
-    chains.add(Node(key, DEVICE, device, _text(dev_name(device.dev.address_of_()))))
+    chains.add(Node(key, DEVICE, device, device_name(device.dev)))
     yield Edge(node.key, key, why)
 
 

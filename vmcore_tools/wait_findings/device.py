@@ -11,6 +11,7 @@ from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.fence_waiters import for_each_waiting_task
+from vmcore_tools.kernel.strings import name_text
 from vmcore_tools.kernel.task import is_queued, is_uninterruptible, sleep_time_ns
 from vmcore_tools.kernel.virtio_gpu import (
     commands,
@@ -147,7 +148,7 @@ class DeviceLate(Cause):
         queue = queues[0]
         try:
             state = ring_state(queue.object.vq)
-            driver = node.object.dev.driver.name.string_().decode(errors="backslashreplace")
+            driver = name_text(node.object.dev.driver.name)
             more = tuple(self._of_gpu(queue.object))
         except (FaultError, ValidationError, LookupError) as error:
             self.view.ctx.coverage.gap("virtqueue", f"it cannot be read: {error}")

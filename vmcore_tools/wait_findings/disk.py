@@ -9,6 +9,7 @@ from drgn import FaultError, Object
 from drgn.helpers import ValidationError
 
 from vmcore_tools.kernel.blk_mq import InFlight, requests_in_flight
+from vmcore_tools.kernel.strings import name_text
 from vmcore_tools.kernel.virtio_blk import for_each_disk_queue, is_virtio_disk
 from vmcore_tools.kernel.virtio_ring import RingState, ring_state
 from vmcore_tools.kernel.wait_graph import Root
@@ -35,7 +36,7 @@ def disk_late(view: WaitView, root: Root, rule: Rule, late_ns: int) -> Optional[
         if is_virtio_disk(disk):
             queues += for_each_disk_queue(disk)
         rings = [ring_state(queue) for queue in queues]
-        names = tuple(q.name.string_().decode(errors="backslashreplace") for q in queues)
+        names = tuple(name_text(queue.name) for queue in queues)
     except (FaultError, ValidationError, LookupError) as error:
         view.ctx.coverage.gap("requests of a disk", f"they cannot be read: {error}")
         return None

@@ -8,8 +8,8 @@ from typing import Iterator
 
 from drgn import FaultError, Object
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.device import dev_name
 
+from vmcore_tools.kernel.strings import device_name, name_text
 from vmcore_tools.kernel.virtio_blk import for_each_disk_queue, is_virtio_disk
 from vmcore_tools.kernel.virtio_ring import RingState, ring_state
 from vmcore_tools.kernel.wait_nodes import DEVICE, VIRTQUEUE
@@ -33,12 +33,11 @@ def waited_for_queues(view: WaitView) -> Iterator[WaitedForQueue]:
     for queue in _queues(view):
         try:
             state = ring_state(queue)
-            device = dev_name(queue.vdev.dev.address_of_())
-            name = queue.name.string_()
+            device, name = device_name(queue.vdev.dev), name_text(queue.name)
         except (FaultError, ValidationError, LookupError) as error:
             view.ctx.coverage.gap("virtqueue", f"it cannot be read: {error}", queue.value_())
             continue
-        yield WaitedForQueue(_text(device), _text(name), queue.value_(), state)
+        yield WaitedForQueue(device, name, queue.value_(), state)
 
 
 def _queues(view: WaitView) -> Iterator[Object]:
@@ -51,7 +50,3 @@ def _queues(view: WaitView) -> Iterator[Object]:
                     yield from for_each_disk_queue(node.object)
             except (FaultError, ValidationError, LookupError) as error:
                 view.ctx.coverage.gap("queues of a disk", f"they cannot be read: {error}")
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
