@@ -272,6 +272,15 @@ def _type_name(result: _Result, fence: int) -> str:
     return names.get(_ops_name(result, fence), "struct dma_fence")
 
 
+def _signature(type_name: str, ops_name: str) -> Tuple[str, ...]:
+    """
+    What is the same of fences with SLUB tracks and without.
+
+    The name of virtio_gpu's operations is not: it changed, and v7.1 clears the pointer.
+    """
+    return (type_name, ops_name) if type_name == "struct dma_fence" else (type_name,)
+
+
 def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
     for group in _groups(result, Verdict.LEAKED, Verdict.LIKELY_LEAKED):
         yield from _leak(ctx, index, result, group)
@@ -327,7 +336,8 @@ def _leak(
         message=message + proof.message,
         subject=Ref(type_name, ops_name, int(found.address[group[0]])),
         evidence=tuple(evidence),
-        signature_key=(type_name, *allocators.signature),
+        signature_key=_signature(type_name, ops_name),
+        clues=allocators.clues,
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         stacks=tuple(stack.id for stack in allocators.stacks),
         unread=proof.unread,
@@ -357,7 +367,7 @@ def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int
                 "examples", Kind.ADDRESS, tuple(found.address[group[:_EXAMPLES_SHOWN]].tolist())
             ),
         ),
-        signature_key=(type_name, *places),
+        signature_key=(*_signature(type_name, ops_name), *places),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         unread=("what the unknown pointers mean",),
     )

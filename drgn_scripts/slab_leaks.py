@@ -101,6 +101,10 @@ in another form, or what points at them is not in the dump. It is never
 `proven`. Fewer than 10 objects of a type are no finding, but have their rows:
 kernels lose some at boot.
 
+A type has one signature, with SLUB tracks and without. For objects whose type is
+not known, the allocating function is part of it, as nothing else tells one leak
+from another: with tracks, theirs is not what it is without.
+
 Where the kernel has kmemleak, `objects_kmemleak_reports` tells how many of them
 it would report as well: it leaves out what is younger than its last scan, and
 what a word leads to that stands in a dead part of a stack.""",
@@ -340,7 +344,7 @@ class _Leaks:
         merged: Dict[Tuple[str, str], List[_Group]] = {}
         for group in groups:
             name = self._object_type(group.cache, group.type).name
-            if group.type == 0 and group.cache not in self._types.cache_types:
+            if not self._has_type(group):
                 name = f"object of {self._index.caches[group.cache].name}"
             function = "" if isinstance(group.function, Absent) else group.function
             merged.setdefault((name, function), []).append(group)
@@ -364,6 +368,7 @@ class _Leaks:
         if not used:
             unread += ("pointers that are stored in another form",)
         caches = sorted({group.cache for group in groups})
+        clues = (function,) if function else None
         message = "{objects} objects ({type}, {size_bytes}) are allocated,"
         message += " and nothing reachable points at them"
         evidence = [
@@ -398,7 +403,13 @@ class _Leaks:
             message=message + ".",
             subject=Ref("slab objects", name, name_kind=Kind.TEXT),
             evidence=tuple(evidence),
-            signature_key=("unreachable", name, function),
+            # Nothing else tells which of all the objects without a type these are.
+            signature_key=(
+                ("unreachable", name)
+                if self._has_type(groups[0])
+                else ("unreachable", name, function)
+            ),
+            clues=clues,
             related=tuple(
                 Ref(
                     "slab cache",
@@ -409,6 +420,9 @@ class _Leaks:
             ),
             unread=unread,
         )
+
+    def _has_type(self, group: _Group) -> bool:
+        return group.type != 0 or group.cache in self._types.cache_types
 
     def _comms(self, members: Ints) -> Tuple[str, ...]:
         """Who allocated objects: the most frequent ones."""

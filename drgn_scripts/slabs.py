@@ -25,7 +25,8 @@ It finds freelists with pointers that are no objects or that run in a circle
 (VT101), slabs whose cache pointer is no cache (VT102), and slabs whose
 counters disagree with their freelist (VT103). A slab that a CPU was working on
 when the dump was made is left out. A slab that is damaged or not in
-the dump has its objects counted as unread.
+the dump has its objects counted as unread. Of a live target, what seems to be
+damaged is read again, at one moment: a slab that changes each time is unread.
 
 In caches with red zones or poison (booted with slub_debug=ZP, or only for some
 caches: slub_debug=ZP,CACHE) it finds what was written behind objects, in front
@@ -427,7 +428,8 @@ def _overwritten_finding(
             Evidence("lengths_bytes", Kind.BYTES, tuple(found.length[named].tolist())),
             *functions,
         ),
-        signature_key=(cache.name, found.part.value, *_first_function(functions)),
+        signature_key=(cache.name, found.part.value),
+        clues=_first_function(functions),
         related=(Ref("slab cache", cache.name, cache.cache.value_()),),
         unread=("what the kernel changed while it was read",) if live else (),
     )
@@ -455,12 +457,12 @@ def _functions(
             yield Evidence(name, Kind.TEXT, known[:_OBJECTS_NAMED])
 
 
-def _first_function(functions: Sequence[Evidence]) -> Tuple[str, ...]:
-    """The function that stands in a finding's signature."""
+def _first_function(functions: Sequence[Evidence]) -> Optional[Tuple[str, ...]]:
+    """The function that allocated most of the objects."""
     for item in functions:
         if item.name == "allocated_by" and isinstance(item.value, tuple):
             return (str(item.value[0]),)
-    return ()
+    return None
 
 
 def _damage(problem: SlabProblem) -> _Damage:

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import jsonschema
 import pytest
@@ -43,8 +43,8 @@ VT202 = Rule("VT202", "other", Severity.ERROR, "other", "look")
 EXECBUFFER = ("struct virtio_gpu_fence", "virtio_gpu_execbuffer_ioctl")
 
 
-def finding(*key: str, rule: Rule = VT201) -> Finding:
-    return Finding(rule, Confidence.PROVEN, "leaked.", Ref("struct x", ""), (), key)
+def finding(*key: str, rule: Rule = VT201, clues: Optional[Tuple[str, ...]] = ()) -> Finding:
+    return Finding(rule, Confidence.PROVEN, "leaked.", Ref("struct x", ""), (), key, clues=clues)
 
 
 def ids(of: Finding, release: str = "5.4.0") -> List[str]:
@@ -128,7 +128,7 @@ def test_a_finding_looks_like_the_issue_of_its_key() -> None:
     "key",
     [
         (),
-        ("struct virtio_gpu_fence",),  # no tracks: nobody knows who allocated
+        ("struct virtio_gpu_fence",),
         ("struct virtio_gpu_fence", "virtio_gpu_resource_create_ioctl"),
         ("struct dma_fence", "virtio_gpu_execbuffer_ioctl"),
         ("virtio_gpu_execbuffer_ioctl", "struct virtio_gpu_fence"),
@@ -136,6 +136,29 @@ def test_a_finding_looks_like_the_issue_of_its_key() -> None:
 )
 def test_another_key_looks_like_none(key: Sequence[str]) -> None:
     assert ids(finding(*key)) == []
+
+
+def test_the_clues_are_compared_behind_the_signature_key() -> None:
+    fence, function = EXECBUFFER
+    assert ids(finding(fence, clues=(function,))) == ["virtio-gpu-execbuffer-fence"]
+    assert ids(finding(fence, clues=("virtio_gpu_resource_create_ioctl",))) == []
+
+
+@pytest.mark.parametrize(
+    ("release", "may_be"),
+    [
+        ("5.4.0", ["virtio-gpu-execbuffer-fence", "virtio-gpu-plane-fence"]),
+        ("6.1.0-50-amd64", ["virtio-gpu-plane-fence"]),
+        ("6.14.0", []),
+        ("mainline", ["virtio-gpu-execbuffer-fence", "virtio-gpu-plane-fence"]),
+    ],
+)
+def test_without_tracks_it_may_be_what_the_release_has(release: str, may_be: List[str]) -> None:
+    no_tracks = finding("struct virtio_gpu_fence", clues=None)
+    found = with_known_issues(no_tracks, release, knowledge().entries).known_issues
+    assert [issue.id for issue in found] == may_be
+    assert all("slub_debug=U" in str(issue.missing) for issue in found)
+    assert ids(finding("struct dma_fence", clues=None)) == []
 
 
 def test_another_rule_looks_like_none() -> None:
@@ -259,6 +282,7 @@ def test_json_has_the_whole_issue(report: Report) -> None:
             "fixed": [{"commit": "ba9876543210", "subject": "fix it", "release": "v5.9"}],
             "references": ["https://example.org/1"],
             "this_kernel": "has the issue",
+            "missing": None,
         }
     ]
 
@@ -270,6 +294,19 @@ def test_text_and_markdown_say_that_it_looks_like_it(report: Report) -> None:
         assert 'brought by: 0123456789ab ("bring it") in v5.0' in plain
         assert 'fixed by: ba9876543210 ("fix it") in v5.9' in plain
         assert "this kernel: has the issue" in plain
+
+
+def test_text_says_what_is_missing(report: Report) -> None:
+    first, *others = report.analyses
+    (leak,) = first.findings
+    issue = dataclasses.replace(ISSUE, missing="who allocates")
+    changed = dataclasses.replace(
+        first, findings=(dataclasses.replace(leak, known_issues=(issue,)),)
+    )
+    made = dataclasses.replace(report, analyses=(changed, *others))
+    plain = " ".join(table.render(made).split())
+    assert "may be the known issue: a_function() does not put (an-issue)" in plain
+    assert "not known: who allocates" in plain
 
 
 def test_explain_has_issues_and_their_rules(capsys: pytest.CaptureFixture[str]) -> None:

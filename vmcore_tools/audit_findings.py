@@ -190,13 +190,13 @@ class Allocators:
     Who allocated objects, from SLUB tracks; empty without them.
 
     :ivar function: the function that wanted most of them; "" if unknown
-    :ivar signature: for a finding's signature
+    :ivar clues: of a finding: known issues may be of certain functions
     """
 
     function: str = ""
     stacks: Tuple[Stack, ...] = ()
     evidence: Tuple[Evidence, ...] = ()
-    signature: Tuple[str, ...] = ()
+    clues: Optional[Tuple[str, ...]] = None
 
     @staticmethod
     def of(

@@ -3,9 +3,11 @@
 Known issues of kernels, and which findings look like them.
 
 ``knowledge.json`` in this folder has an entry for each. A finding looks like
-an issue if it is of the issue's rule and its signature key begins with one of
-the issue's keys. That is never a proof: another bug can have that key, too.
-Nor is the kernel's release, which says nothing of backports; it is only shown.
+an issue if it is of the issue's rule and its signature key, with its clues
+behind it, begins with one of the issue's keys. That is never a proof: another
+bug can have that key, too. Nor is the kernel's release, which says nothing of
+backports; it is only shown. Where the clues were not recorded, a finding whose
+whole signature key fits may be the issue, if the release has it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ _COMMIT = re.compile(r"[0-9a-f]{12}")
 _RELEASE = re.compile(r"v([0-9]+)\.([0-9]+)")
 _REFERENCE = re.compile(r"https://\S+")
 
+_HAS_IT = "has the issue by its release, unless the fix was backported"
+_MISSING = "who allocates the objects, which SLUB tracks would tell (boot with slub_debug=U)"
+
 
 class KnowledgeError(ValueError):
     """A file of known issues is not as it has to be."""
@@ -43,8 +48,8 @@ class Entry:
     An issue, and what a finding of it looks like.
 
     :ivar rule: ID of the rule
-    :ivar keys: each has, for every part of a signature key from the first on,
-        the strings that it may be
+    :ivar keys: each has, for every part of a signature key and of the clues
+        behind it, from the first on, the strings that it may be
     """
 
     issue: KnownIssue
@@ -52,11 +57,22 @@ class Entry:
     keys: Tuple[Tuple[Tuple[str, ...], ...], ...]
 
     def fits(self, finding: Finding) -> bool:
+        parts = (*finding.signature_key, *(finding.clues or ()))
         return finding.rule.id == self.rule and any(
-            len(key) <= len(finding.signature_key)
-            and all(part in allowed for part, allowed in zip(finding.signature_key, key))
-            for key in self.keys
+            len(key) <= len(parts) and _agree(parts, key) for key in self.keys
         )
+
+    def may_fit(self, finding: Finding) -> bool:
+        """Whether it is only for clues that were not recorded that it does not fit."""
+        return (
+            finding.rule.id == self.rule
+            and finding.clues is None
+            and any(_agree(finding.signature_key, key) for key in self.keys)
+        )
+
+
+def _agree(parts: Sequence[str], key: Sequence[Sequence[str]]) -> bool:
+    return all(part in allowed for part, allowed in zip(parts, key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +117,16 @@ def with_known_issues(
 
     :param release: of the kernel; None if it is not known
     """
-    found = tuple(
-        dataclasses.replace(entry.issue, this_kernel=_this_kernel(entry.issue, release))
-        for entry in entries
-        if entry.fits(finding)
-    )
-    return dataclasses.replace(finding, known_issues=found) if found else finding
+    found = []
+    for entry in entries:
+        this_kernel = _this_kernel(entry.issue, release)
+        if entry.fits(finding):
+            found.append(dataclasses.replace(entry.issue, this_kernel=this_kernel))
+        elif entry.may_fit(finding) and this_kernel in (None, _HAS_IT):
+            found.append(
+                dataclasses.replace(entry.issue, this_kernel=this_kernel, missing=_MISSING)
+            )
+    return dataclasses.replace(finding, known_issues=tuple(found)) if found else finding
 
 
 def _this_kernel(issue: KnownIssue, release: Optional[str]) -> Optional[str]:
@@ -121,7 +141,7 @@ def _this_kernel(issue: KnownIssue, release: Optional[str]) -> Optional[str]:
         return "older than the issue by its release: it was backported, or it is something else"
     if until and this >= max(until):
         return "has the fix by its release: it was taken back, or it is something else"
-    return "has the issue by its release, unless the fix was backported"
+    return _HAS_IT
 
 
 def _number(match: re.Match[str]) -> Tuple[int, int]:

@@ -195,6 +195,8 @@ class KnownIssue:
 
     *introduced* is empty where it is not known. *this_kernel* is what the
     kernel's release says, None without one; it knows nothing of backports.
+    *missing* is what would tell whether the finding looks like it, None if
+    that was compared.
     """
 
     id: str
@@ -204,6 +206,7 @@ class KnownIssue:
     fixed: Tuple[KernelCommit, ...]
     references: Tuple[str, ...]
     this_kernel: Optional[str] = None
+    missing: Optional[str] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +218,9 @@ class Finding:
     that renderers can format and mask the values in it.
 
     *signature_key* names the bug without addresses, PIDs, counts or times:
-    the same bug in two dumps has the same key.
+    the same bug in two dumps has the same key. So it is made of nothing that
+    only some kernels record, such as SLUB tracks: that is in *clues*, which
+    known issues are compared with, too.
     """
 
     rule: Rule
@@ -229,6 +234,8 @@ class Finding:
     unread: Tuple[str, ...] = ()  #: what could still refute it
     graph: Optional[Graph] = None
     known_issues: Tuple[KnownIssue, ...] = ()  #: the runner sets it, no analysis
+    #: What goes on after the signature key; None: this kernel did not record it.
+    clues: Optional[Tuple[str, ...]] = ()
 
     @property
     def signature(self) -> str:

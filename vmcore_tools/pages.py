@@ -87,7 +87,5 @@ def _issue_page(entry: Entry) -> str:
         paragraphs.append(textwrap.fill(text, _WIDTH, break_long_words=False))
     for key in entry.keys:
         parts = ", then ".join(" or ".join(part) for part in key)
-        paragraphs.append(
-            textwrap.fill(f"A finding looks like it if its signature is of {parts}.", _WIDTH)
-        )
+        paragraphs.append(textwrap.fill(f"A finding looks like it if it is of {parts}.", _WIDTH))
     return "\n\n".join(paragraphs) + "\n"

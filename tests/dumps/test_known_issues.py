@@ -31,6 +31,16 @@ def test_the_findings_look_like_what_was_planted(demo_dump: ShippedDump) -> None
     }
 
 
+def test_the_same_leak_has_the_same_signature(shipped: ShippedDump) -> None:
+    """The one has SLUB tracks, the other has none."""
+    (leak,) = [finding for finding in shipped.report.findings if finding.rule.id == "VT201"]
+    assert leak.signature_key == ("struct virtio_gpu_fence",)
+    assert leak.signature == "VT201-4ed92ec94311"
+    tracks = any(item.name == "allocating_function" for item in leak.evidence)
+    assert leak.clues == (("virtio_gpu_execbuffer_ioctl",) if tracks else None)
+    assert tracks == (shipped.name == "leak-and-hung-x86_64")
+
+
 def test_the_release_says_that_it_was_fixed(demo_dump: ShippedDump) -> None:
     (issue,) = [
         issue

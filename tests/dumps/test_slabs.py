@@ -398,11 +398,8 @@ def test_who_allocated_overwritten_objects(
     assert facts["lengths_bytes"] == (1, 3)
     assert facts["allocated_by"] == ("virtio_gpu_fence_alloc",)
     assert "freed_by" not in facts
-    assert finding.signature_key == (
-        demo_dump.truth["leak"]["cache"],
-        "right red zone",
-        "virtio_gpu_fence_alloc",
-    )
+    assert finding.signature_key == (demo_dump.truth["leak"]["cache"], "right red zone")
+    assert finding.clues == ("virtio_gpu_fence_alloc",)
 
 
 def test_a_slab_that_is_being_set_up_is_not_damaged(

@@ -183,7 +183,10 @@ def evidence_lines(finding: Finding) -> Iterator[Evidence]:
 
 def known_issue_facts(issue: KnownIssue) -> Iterator[Tuple[str, str]]:
     """Name and text of each thing to say of a known issue that a finding looks like."""
-    yield "looks like the known issue", f"{issue.title} ({issue.id})"
+    begins = "looks like" if issue.missing is None else "may be"
+    yield f"{begins} the known issue", f"{issue.title} ({issue.id})"
+    if issue.missing is not None:
+        yield "not known", issue.missing
     yield "known issue", issue.explanation
     for name, commits in (("brought by", issue.introduced), ("fixed by", issue.fixed)):
         for commit in commits:
