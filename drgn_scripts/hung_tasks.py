@@ -75,7 +75,8 @@ last left a CPU at least kernel.hung_task_timeout_secs ago. Tasks with the same
 stack make one finding. `named_by_khungtaskd` are the PIDs for which the log has
 "blocked for more than N seconds", if they have not run since. The state, the
 time and the stack are read directly, so the finding is `proven`; that it is a
-deadlock is not claimed.
+deadlock is not claimed. If the stack breaks off it is `likely`: a task that was
+frozen on purpose is known by its stack alone.
 `causes` are the findings of wait-graph that keep these tasks waiting, each with
 its own confidence.""",
 )
@@ -390,10 +391,10 @@ def _finding(
         ),
         Evidence("has_oldest", Kind.TEXT, any(task.pid == oldest for task in hung)),
     ]
-    message = (
-        "{comm} ({pid}) has been in uninterruptible sleep for {wait_ns} in {waits_for}, "
-        "called from {called_from}"
-    )
+    message = "{comm} ({pid}) has been in uninterruptible sleep for {wait_ns}"
+    # Of one that cannot be unwound there are at most the frames of the wait itself.
+    unread = () if first.called_from is not None else ("the stack behind the wait",)
+    message += "; its stack breaks off" if unread else " in {waits_for}, called from {called_from}"
     if len(hung) > 1:
         message += "; {tasks} tasks hang there"
     notes = []
@@ -410,7 +411,7 @@ def _finding(
     functions = [frame.function for frame in first.stack.frames]
     return Finding(
         rule=rule,
-        confidence=Confidence.PROVEN,
+        confidence=Confidence.LIKELY if unread else Confidence.PROVEN,
         message=message + ".",
         subject=Ref("task", first.comm, first.task.value_(), first.pid, Kind.SENSITIVE),
         evidence=tuple(evidence),
@@ -423,6 +424,7 @@ def _finding(
             ),
         ),
         stacks=(first.stack.id,),
+        unread=unread,
     )
 
 

@@ -254,11 +254,11 @@ def test_the_reservation_object_of_a_gem_object_s_buffer(machine: Machine) -> No
 # The whole analysis.
 
 
-def run_analysis(machine: Machine) -> Report:
+def run_analysis(machine: Machine, complete: bool = True) -> Report:
     release = Evidence("kernel_release", Kind.UNTRUSTED, "4.19.90")
     target = Target(machine.prog, machine.memory, (release,), DebugInfo(vmlinux_loaded=True))
     report = run(target, [ANALYSIS], {}, limit=None, progress=lambda items, what, total: items)
-    assert report.complete, report.analyses[0].reason
+    assert report.complete == complete, report.analyses[0].reason
     return report
 
 
@@ -299,6 +299,26 @@ def test_held_and_emitted_and_freed_fences_are_no_leak(machine: Machine) -> None
     gpu.set_list("mode_config.fb_list", [framebuffer + node])
 
     assert run_analysis(machine).findings == ()
+
+
+@pytest.mark.parametrize("count", [-1, -5, -(1 << 31), 0x7FFFFFFF])
+def test_a_count_that_none_can_be_leaks_nothing(machine: Machine, count: int) -> None:
+    gpu = Gpu(machine)
+    fence = gpu.fence(17, count)
+    report = run_analysis(machine, complete=False)
+    assert report.findings == ()
+    (gap,) = report.analyses[0].gaps
+    assert (gap.count, gap.material) == (1, True)
+    (row,) = report.analyses[0].tables[0].rows
+    assert (row.address, row.refcount) == (fence, count)
+
+
+def test_a_saturated_count_is_said_to_be(machine: Machine) -> None:
+    gpu = Gpu(machine)
+    gpu.fence(17, 0xC0000000)
+    (finding,) = run_analysis(machine).findings
+    evidence = {item.name: item.value for item in finding.evidence}
+    assert (finding.rule.id, evidence["objects_saturated"]) == ("VT203", 1)
 
 
 def test_what_somebody_unknown_points_at_is_not_called_leaked(machine: Machine) -> None:
