@@ -571,10 +571,11 @@ class SlabIndex:
         objects = first[:, None] + steps
         if cache.index_bytes is None:
             free, corrupt = self._slub_free(cache, rows, data, first, intact, count)
-            if corrupt and self.changing:
-                data, corrupt = self._read_again(cache, rows, data, free, intact, corrupt)
         else:
             free, corrupt = self._slab_free(cache, rows, intact, count)
+        if corrupt and self.changing:
+            data, corrupt = self._read_again(rows, data, free, intact, corrupt)
+        if cache.index_bytes is not None:
             data = self._from_first_object(cache, rows, data, count)
         set_aside = self._set_aside.get(int(self.cache[rows[0]]))
         if set_aside is not None and len(set_aside):
@@ -586,7 +587,6 @@ class SlabIndex:
 
     def _read_again(
         self,
-        cache: SlabCache,
         rows: Ints,
         data: npt.NDArray[np.uint8],
         free: Bools,
@@ -606,7 +606,6 @@ class SlabIndex:
             now = self.look_again(int(rows[i]))
             if now is None:
                 intact[i], free[i] = False, False
-                self._problem(int(rows[i]), _CHANGED, SlabFault.CHANGING)
                 continue
             data[i], free[i] = now.data, now.free
             if now.damage is not None:
@@ -615,19 +614,19 @@ class SlabIndex:
 
     def look_again(self, row: int) -> Optional[SlabNow]:
         """
-        A slab of SLUB's as it is now, at one moment, which the index then has, too.
+        A slab as it is now, at one moment, which the index then has, too.
 
-        :return: None if it is the cache's no more, or changes all the time
+        :return: None, which is noted, if it is the cache's no more, or changes all the time, or
+            nothing would tell that it did: SLAB has no number that changes each time
         """
         cache, count = self.caches[self.cache[row]], int(self.objects[row])
-        slab_bytes = self._slab_bytes(cache, count)
-        if slab_bytes is None:
-            return None
-        try:
-            moment = slab_moment(self.prog, cache, int(self._page_address[row]), slab_bytes)
-        except FaultError:
-            return None
+        slab_bytes, moment = self._slab_bytes(cache, count), None
+        if slab_bytes is not None and cache.index_bytes is None:
+            address = int(self._page_address[row])
+            with contextlib.suppress(FaultError):
+                moment = slab_moment(self.prog, cache, address, slab_bytes)
         if moment is None or moment.objects != count:
+            self._problem(row, _CHANGED, SlabFault.CHANGING)
             return None
         self.freelist[row], self.inuse[row] = moment.freelist, moment.inuse
         self._cpu_freelists[row] = list(moment.cpu_freelists)

@@ -171,7 +171,7 @@ def _miscounted(index: SlabIndex, in_use: Ints, settled: Bools) -> Ints:
     sets_aside = _is_slab(index) or hasattr(index.caches[0].cache, "cpu_sheaves")
     wrong = in_use > index.inuse if sets_aside else in_use != index.inuse
     rows = np.flatnonzero(settled & wrong).astype(np.int64)
-    if not index.changing or _is_slab(index):
+    if not index.changing:
         return rows
     return rows[[_still_miscounted(index, row) for row in rows.tolist()]]
 
