@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
-from drgn import FaultError, Object, Program, StackFrame, StackTrace
+from drgn import FaultError, Module, Object, Program, StackFrame, StackTrace
 
 from vmcore_tools.model import Frame, Stack
 
@@ -51,13 +51,14 @@ def _frame(prog: Program, frame: StackFrame) -> Frame:
     offset: Optional[int] = None
     size: Optional[int] = None
     name = frame.name
+    module = _module(prog, frame)
     if not frame.is_inline:
         try:
             symbol = frame.symbol()
             offset, size = frame.pc - symbol.address, symbol.size
-            name = name or symbol.name
         except LookupError:
-            pass
+            if frame.function_name is None:
+                name, offset = _unknown_function(module, frame.pc)
     file: Optional[str] = None
     line: Optional[int] = None
     try:
@@ -68,7 +69,7 @@ def _frame(prog: Program, frame: StackFrame) -> Frame:
         pass
     return Frame(
         function=name,
-        module=_module_name(prog, frame),
+        module=None if module is None else module.name,
         offset=offset,
         size=size,
         file=file,
@@ -90,9 +91,21 @@ def _source_root(prog: Program) -> str:
     return root
 
 
-def _module_name(prog: Program, frame: StackFrame) -> Optional[str]:
+def _module(prog: Program, frame: StackFrame) -> Optional[Module]:
+    """The loadable module that a frame is in, None for vmlinux."""
     try:
         module = prog.module(frame.pc)
     except LookupError:
         return None
-    return None if module == prog.main_module() else module.name
+    return None if module == prog.main_module() else module
+
+
+def _unknown_function(module: Optional[Module], address: int) -> Tuple[str, Optional[int]]:
+    """
+    What to call a function without a name; drgn says its address, which each boot changes.
+
+    :return: with the offset in the module
+    """
+    if module is None or not module.address_ranges:
+        return "unknown function", None
+    return f"function in {module.name}", address - min(module.address_ranges)[0]

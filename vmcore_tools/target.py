@@ -24,6 +24,7 @@ from vmcore_tools.dump.page_map import DumpError, PageMap, merge_runs, page_map_
 from vmcore_tools.dump.plain_file import PlainFile
 from vmcore_tools.dump.vmcoreinfo_note import vmcoreinfo_in_memory
 from vmcore_tools.errors import TargetError, printable
+from vmcore_tools.kernel.module_symbols import find_module_symbols
 from vmcore_tools.kernel.resource import system_ram
 from vmcore_tools.model import Absent, Evidence, Kind, Scalar
 from vmcore_tools.vmcoreinfo import architecture as vmcoreinfo_architecture
@@ -202,7 +203,9 @@ def _loaded(
 
 def from_program(prog: Program) -> Target:
     """
-    Use a program that is set up already, inside drgn; loads and changes nothing.
+    Use a program that is set up already, inside drgn; loads nothing.
+
+    All that it changes: names in modules without debug info are found.
 
     :raises TargetError: if it cannot be looked at
     """
@@ -371,6 +374,8 @@ def _target(
     prog: Program, page_map: PageMap, found: DebugInfo, plain: Optional[PlainFile] = None
 ) -> Target:
     _check_identity(prog, page_map)
+    if found.modules_missing:
+        find_module_symbols(prog)
     return Target(prog, Memory(prog, page_map, plain), _facts(prog, page_map, found), found)
 
 
