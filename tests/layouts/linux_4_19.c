@@ -676,6 +676,57 @@ struct idr drm_minors_idr;
 struct kmem_cache;
 struct mem_cgroup;
 
+#ifdef STRUCT_PAGE_4_15
+struct page {
+	unsigned long flags;
+	union {
+		struct address_space *mapping;
+		void *s_mem;
+		atomic_t compound_mapcount;
+	};
+	union {
+		unsigned long index;
+		void *freelist;
+	};
+	union {
+		unsigned long counters;
+		struct {
+			union {
+				atomic_t _mapcount;
+				unsigned int active;
+				struct {
+					unsigned inuse : 16;
+					unsigned objects : 15;
+					unsigned frozen : 1;
+				};
+				int units;
+			};
+			atomic_t _refcount;
+		};
+	};
+	union {
+		struct list_head lru;
+		struct dev_pagemap *pgmap;
+		struct {
+			struct page *next;
+			int pages;
+			int pobjects;
+		};
+		struct rcu_head rcu_head;
+		struct {
+			unsigned long compound_head;
+			unsigned int compound_dtor;
+			unsigned int compound_order;
+		};
+	};
+	union {
+		unsigned long private;
+		spinlock_t ptl;
+		struct kmem_cache *slab_cache;
+	};
+	struct mem_cgroup *mem_cgroup;
+} __attribute__((aligned(16)));
+#else
 struct page {
 	unsigned long flags;
 	union {
@@ -743,7 +794,22 @@ struct page {
 	atomic_t _refcount;
 	struct mem_cgroup *mem_cgroup;
 } __attribute__((aligned(16)));
+#endif
 struct page keep_page;
+
+#ifdef ENUM_PAGETYPE /* v6.11 */
+enum pagetype {
+	PG_buddy = 0x40000000,
+	PG_offline = 0x20000000,
+	PG_table = 0x10000000,
+	PG_guard = 0x08000000,
+	PG_hugetlb = 0x04000000,
+	PG_zsmalloc = 0x01000000,
+	PAGE_TYPE_BASE = 0x80000000,
+	PAGE_MAPCOUNT_RESERVE = ~0x0000ffff,
+};
+enum pagetype keep_pagetype;
+#endif
 
 enum pageflags {
 	PG_locked,
@@ -1497,6 +1563,9 @@ struct printk_log {
 	u8 facility;
 	u8 flags : 5;
 	u8 level : 3;
+#ifdef PRINTK_CALLER /* v5.1 */
+	u32 caller_id;
+#endif
 } __attribute__((packed, aligned(4)));
 
 enum log_flags {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import re
@@ -23,12 +24,14 @@ _LARGE_ORDER = 10
 _ORDERS_MAX = 31
 #: ``struct page`` bytes that are held at a time: what fits in a CPU's cache is faster.
 _CHUNK_BYTES = 2 << 20
-# include/linux/page-flags.h up to v6.10: a page has types if these bits are
-# set in page_type, and it has a type if that type's bit is clear.
+# include/linux/page-flags.h up to v6.11: a page has types if these bits are
+# set in page_type, and it has a type if that type's bit is clear. Macros up to
+# v6.10; "mm: convert page type macros to enum" of v6.11 came with other values.
 _PAGE_TYPE_BASE = 0xF0000000
 _PAGE_TYPE_NONE = 0xFFFFFFFF
 # PG_table: 0x400 up to v5.10, where 0x200 was PG_kmemcg, and 0x200 after it.
 _PG_TABLE_VALUES = (0x200, 0x400)
+_MAPCOUNT = "_mapcount.counter"
 
 
 class PageClass(enum.IntEnum):
@@ -151,6 +154,8 @@ class PageTypes:
     :ivar offline_type: likewise of an offline page
     :ivar table_type: the top byte of a page table's ``page_type``; None where
         types are bits
+    :ivar typed_bits: which bits a page with types has, where types are bits
+    :ivar table_bits: what the bit of page tables can be, there
     :ivar reserved_flag: PG_reserved's bit in ``flags``
     """
 
@@ -162,6 +167,8 @@ class PageTypes:
     offline_type: Optional[int]
     table_type: Optional[int]
     reserved_flag: int
+    typed_bits: int = _PAGE_TYPE_BASE
+    table_bits: Tuple[int, ...] = _PG_TABLE_VALUES
 
     def is_slab(self, pages: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which pages are the first page of a slab; *pages* has :attr:`fields`."""
@@ -201,6 +208,10 @@ def page_types(prog: Program) -> PageTypes:
         table_type: Optional[int] = prog.constant("PGTY_table").value_()
     except LookupError:
         table_type = None
+    typed_bits, table_bits = _PAGE_TYPE_BASE, _PG_TABLE_VALUES
+    with contextlib.suppress(LookupError):
+        typed_bits = prog.constant("PAGE_TYPE_BASE").value_() & _PAGE_TYPE_NONE
+        table_bits = (prog.constant("PG_table").value_(),)
     page_type = prog.type("struct page")
     return PageTypes(
         fields=field_dtype(
@@ -209,7 +220,8 @@ def page_types(prog: Program) -> PageTypes:
                 "flags": "flags",
                 "mapping": "mapping",
                 "private": "private",
-                "page_type": "page_type",
+                # "mm: split page_type out from _mapcount" of v4.18.
+                "page_type": "page_type" if page_type.has_member("page_type") else _MAPCOUNT,
                 "refcount": "_refcount.counter",
                 # "mm: rename the 'compound_head' field in the 'struct page' to
                 # 'compound_info'" of v7.1.
@@ -225,6 +237,8 @@ def page_types(prog: Program) -> PageTypes:
         offline_type=mapcount_value("OFFLINE"),
         table_type=table_type,
         reserved_flag=1 << prog.constant("PG_reserved").value_(),
+        typed_bits=typed_bits,
+        table_bits=table_bits,
     )
 
 
@@ -339,7 +353,7 @@ def _make_index(prog: Program, memory: Memory) -> PageIndex:
         free_blocks.append(np.stack((base + free, pages["private"][free].astype(np.int64))))
         maybe_table = np.flatnonzero(
             (kind == PageClass.ALLOCATED)
-            & (pages["page_type"] & np.uint32(_PAGE_TYPE_BASE) == np.uint32(_PAGE_TYPE_BASE))
+            & (pages["page_type"] & np.uint32(types.typed_bits) == np.uint32(types.typed_bits))
             & (pages["page_type"] != np.uint32(_PAGE_TYPE_NONE))
         )
         typed.append(np.stack((base + maybe_table, pages["page_type"][maybe_table])))
@@ -349,7 +363,7 @@ def _make_index(prog: Program, memory: Memory) -> PageIndex:
         orders = prog.type("struct zone").member("free_area").type.length
         _spread_free_blocks(everything, np.concatenate(free_blocks, axis=1), orders or 0)
         if types.table_type is None:
-            _mark_old_page_tables(prog, everything, np.concatenate(typed, axis=1))
+            _mark_old_page_tables(prog, types, everything, np.concatenate(typed, axis=1))
         # Last, so that a tail page gets what its head page has become.
         _spread_heads(everything, np.concatenate(tails, axis=1))
     bounds = np.array(ranges, dtype=np.int64).reshape(-1, 2)
@@ -420,7 +434,10 @@ def _spread_heads(kind: npt.NDArray[np.uint8], tails: npt.NDArray[np.int64]) -> 
 
 
 def _mark_old_page_tables(
-    prog: Program, kind: npt.NDArray[np.uint8], typed: npt.NDArray[np.int64]
+    prog: Program,
+    types: PageTypes,
+    kind: npt.NDArray[np.uint8],
+    typed: npt.NDArray[np.int64],
 ) -> None:
     """
     Tell page tables from other typed pages, on kernels without enum pagetype.
@@ -434,7 +451,7 @@ def _mark_old_page_tables(
     except (FaultError, LookupError):
         return
     position, value = typed
-    counted = {bit: (value & bit) == 0 for bit in _PG_TABLE_VALUES}
+    counted = {bit: (value & bit) == 0 for bit in types.table_bits}
     bit = min(counted, key=lambda bit: abs(int(counted[bit].sum()) - expected))
     kind[position[counted[bit]]] = PageClass.PAGE_TABLE
 
