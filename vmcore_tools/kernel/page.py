@@ -208,7 +208,8 @@ def page_types(prog: Program) -> PageTypes:
         table_type: Optional[int] = prog.constant("PGTY_table").value_()
     except LookupError:
         table_type = None
-    typed_bits, table_bits = _PAGE_TYPE_BASE, _PG_TABLE_VALUES
+    typed_bits = _PAGE_TYPE_BASE
+    table_bits: Tuple[int, ...] = _PG_TABLE_VALUES
     with contextlib.suppress(LookupError):
         typed_bits = prog.constant("PAGE_TYPE_BASE").value_() & _PAGE_TYPE_NONE
         table_bits = (prog.constant("PG_table").value_(),)
