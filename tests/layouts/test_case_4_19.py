@@ -18,7 +18,7 @@ import pytest
 from drgn import offsetof, sizeof
 
 from tests.bad_input.files import NT_PRSTATUS, notes
-from tests.layouts.machine import Machine, Value
+from tests.layouts.machine import PAGE, RAM, Machine, Value
 from tests.layouts.test_fences_4_19 import Gpu
 from vmcore_tools.kernel.strings import NAME_BYTES_MAX
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Report, Status
@@ -537,6 +537,27 @@ def test_a_task_whose_stack_is_missing_is_likely_hung(case: Case) -> None:
     # The kworker alone is known to wait for the CPU.
     assert found["VT311"].confidence is Confidence.PROVEN
     assert values(found["VT311"])["victim_pids"] == (KWORKER,)
+
+
+@pytest.mark.parametrize("member", ["name", "child"])
+def test_without_the_tree_of_resources_the_pages_are_still_counted(case: Case, member: str) -> None:
+    case.starve_cpu_1()
+    case.hang_xorg()
+    case.stop()
+    machine = case.machine
+    ram = machine.prog["iomem_resource"].child.value_()
+    target = machine.variable("iomem_resource") if member == "child" else ram
+    machine.put("struct resource", target, {member: 0x7F3A5C001000})
+
+    report = triage(case, complete=False)
+
+    (memory,) = (one for one in report.analyses if one.name == "memory")
+    assert memory.status is Status.PARTIAL
+    pages = {row.use: row.pages for row in memory.tables[0].rows}
+    # kmalloc-128's slab is of 8 pages, those of filp and files_cache are of one.
+    assert pages["slab"] == 10
+    # RAM ends in the middle of the only section, and what is behind it is in no dump.
+    assert sum(pages.values()) >= RAM // PAGE
 
 
 #: What clears a terminal, rings, goes back, is no UTF-8, turns text around and is markup.

@@ -131,7 +131,12 @@ def memory_usage(prog: Program, memory: Memory) -> MemoryUsage:
     owners, not_found = _owners(prog, page_size)
     counts = dict.fromkeys(Use, 0)
     managed = 0
-    ranges = [(-(-start // page_size), end // page_size) for start, end in system_ram(prog)]
+    try:
+        ranges = [(-(-start // page_size), end // page_size) for start, end in system_ram(prog)]
+    except (FaultError, ValidationError) as error:
+        # All that has a page structure; what of it is no RAM is reserved.
+        ranges = [(start, end) for start, end in pages.ranges.tolist()]
+        not_found.append((Use.RESERVED, f"holes in RAM count as well, for {error}"))
     for first, last in ranges:
         # A damaged range can be as large as a number can be.
         counts[Use.UNREAD] += max(0, last - max(first, pages.end))
