@@ -15,13 +15,17 @@ import dataclasses
 from typing import Any, Iterator, Tuple
 
 import numpy as np
-from drgn import FaultError
+from drgn import FaultError, Program
 
 from vmcore_tools.analysis import Analysis, Context
-from vmcore_tools.kernel.modules import modules_without_debug_info
+from vmcore_tools.kernel.module_symbols import unread_module_symbols
+from vmcore_tools.kernel.modules import module_list_problem, modules_without_debug_info
 from vmcore_tools.kernel.page import PageClass, PageIndex, page_index
 from vmcore_tools.kernel.references import absent_kernel_pages
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity, column
+from vmcore_tools.module_gaps import count_modules_without_debug_info
+from vmcore_tools.package_names import packages
+from vmcore_tools.words import plural
 
 TRUNCATED = Rule(
     id="VT901",
@@ -39,10 +43,15 @@ NO_DEBUG_INFO = Rule(
     slug="module-without-debug-info",
     severity=Severity.INFO,
     summary="Loaded modules have no debug info here, so what they own was not understood.",
-    remedy="Install the kernel's debug package, or give the modules' .ko.debug files with -s.",
+    remedy=(
+        "Give the debug package that the vmlinux is of, or the folder that it was unpacked to, "
+        "with -s; for modules that were built apart, give their .ko files with -s, too."
+    ),
     page="""\
-Structures and operations tables of such a module are unknown: its fences are
-not recognised, and its frames have no names.""",
+Structures of such a module are unknown: its fences, queues and locks are not
+recognised. The names of its functions are those that the kernel keeps of them
+(CONFIG_KALLSYMS), without inlined ones and source lines. The debug package of
+a distribution's kernel has the vmlinux and the modules.""",
 )
 
 
@@ -93,20 +102,29 @@ def analyze(ctx: Context) -> Iterator[Any]:
             ),
             signature_key=("truncated",),
         )
+    broken = module_list_problem(ctx.prog)
+    if broken is not None:
+        ctx.coverage.gap("list of modules", f"it breaks off: {broken}")
     missing = [
         ModuleWithoutDebugInfo(module.name, module.build_id.hex() if module.build_id else "")
         for module in modules_without_debug_info(ctx.prog)
     ]
     if missing:
-        ctx.coverage.gap("module", "it has no debug info", count=len(missing))
+        count_modules_without_debug_info(ctx, "what only they have cannot be read")
+        for module, problem in sorted(unread_module_symbols(ctx.prog).items()):
+            ctx.coverage.gap("symbols of a module", f"{module}: they cannot be read: {problem}")
         yield Finding(
             rule=NO_DEBUG_INFO,
             confidence=Confidence.PROVEN,
-            message="{count} loaded modules have no debug info: {modules}.",
+            message=(
+                f"{{count}} loaded {plural(len(missing), 'module has', 'modules have')} no debug"
+                " info: {modules}. Of what came with the kernel it is in {packages}."
+            ),
             subject=Ref("module", missing[0].module),
             evidence=(
                 Evidence("count", Kind.COUNT, len(missing)),
                 Evidence("modules", Kind.UNTRUSTED, tuple(row.module for row in missing)),
+                Evidence("packages", Kind.UNTRUSTED, packages(_release(ctx.prog))),
             ),
             signature_key=("module-without-debug-info",),
         )
@@ -115,6 +133,11 @@ def analyze(ctx: Context) -> Iterator[Any]:
         yield from _pages(ctx)
     except (FaultError, LookupError) as error:
         ctx.coverage.gap("struct page", f"page structures cannot be read: {error}")
+
+
+def _release(prog: Program) -> str:
+    release: bytes = prog["UTS_RELEASE"].string_()
+    return release.decode(errors="backslashreplace")
 
 
 def _pages(ctx: Context) -> Iterator[Any]:

@@ -351,7 +351,7 @@ ANALYSIS = Analysis(
             default=False,
         ),
     ),
-    requires=Requires(types=("struct kmem_cache", "struct page")),
+    requires=Requires(builtin=("struct kmem_cache", "struct page")),
     on_demand=True,
 )
 

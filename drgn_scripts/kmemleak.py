@@ -418,7 +418,7 @@ ANALYSIS = Analysis(
             metavar="N",
         ),
     ),
-    requires=Requires(types=("struct kmemleak_object", "struct kmem_cache", "struct page")),
+    requires=Requires(builtin=("struct kmemleak_object", "struct kmem_cache", "struct page")),
 )
 
 if __name__ == "__main__":

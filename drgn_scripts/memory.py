@@ -204,7 +204,7 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(MemoryUse, Ram),
     rules=(),
-    requires=Requires(types=("struct page",), symbols=("iomem_resource",)),
+    requires=Requires(builtin=("struct page",), symbols=("iomem_resource",)),
 )
 
 if __name__ == "__main__":

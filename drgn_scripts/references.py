@@ -467,7 +467,7 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(Scanned, HolderKind, Holder, Target),
     rules=(),
-    requires=Requires(types=("struct kmem_cache", "struct page")),
+    requires=Requires(builtin=("struct kmem_cache", "struct page")),
     argument=Argument(
         "target",
         "ADDRESS|TYPE",

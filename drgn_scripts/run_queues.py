@@ -119,7 +119,7 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(Cpu, QueuedTask),
     rules=(),
-    requires=Requires(types=("struct rq",), symbols=("runqueues",)),
+    requires=Requires(builtin=("struct rq",), symbols=("runqueues",)),
     on_demand=True,
 )
 

@@ -465,7 +465,7 @@ ANALYSIS = Analysis(
             metavar="A,B",
         ),
     ),
-    requires=Requires(types=("struct kmem_cache", "struct page")),
+    requires=Requires(builtin=("struct kmem_cache", "struct page")),
     on_demand=True,
 )
 

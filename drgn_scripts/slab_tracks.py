@@ -315,7 +315,7 @@ ANALYSIS = Analysis(
             metavar="N",
         ),
     ),
-    requires=Requires(types=("struct kmem_cache", "struct page")),
+    requires=Requires(builtin=("struct kmem_cache", "struct page")),
     on_demand=True,
 )
 

@@ -517,7 +517,7 @@ ANALYSIS = Analysis(
             metavar="ORDER",
         ),
     ),
-    requires=Requires(types=("struct kmem_cache",), symbols=("slab_caches",)),
+    requires=Requires(builtin=("struct kmem_cache",), symbols=("slab_caches",)),
 )
 
 if __name__ == "__main__":

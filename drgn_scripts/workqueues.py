@@ -230,7 +230,7 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(WorkerPool, Worker, QueuedWork, Workqueue),
     rules=(),
-    requires=Requires(types=("struct worker_pool",), symbols=("worker_pool_idr", "workqueues")),
+    requires=Requires(builtin=("struct worker_pool",), symbols=("worker_pool_idr", "workqueues")),
     on_demand=True,
 )
 

@@ -26,6 +26,7 @@ from vmcore_tools.analysis import (
 )
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.model import Evidence, Finding, Gap, Kind, Ref, Stack, Status
+from vmcore_tools.module_gaps import NEXT_STEP
 
 
 def analysis(
@@ -340,7 +341,7 @@ NEEDS = Requires(types=("struct one", "struct two"), symbols=("f",))
             (
                 Status.SKIPPED,
                 "struct two not found; it may be in a module without debug info"
-                " (a, b, c, d, e and 2 more): name the file with -s",
+                f" (a, b, c, d, e and 2 more): {NEXT_STEP}",
             ),
         ),
         (
@@ -370,6 +371,64 @@ def test_requirements(found: Any, info: DebugInfo, expected: Any) -> None:
     assert report.exit_code() == (3 if expected[0] is Status.SKIPPED else 0)
     # What did not run has no tables: "none" would be a lie.
     assert bool(report.analyses[0].tables) == (expected[0] is Status.OK)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (
+            DebugInfo(vmlinux_loaded=True, modules=("a",), modules_missing=("a",)),
+            (
+                Status.NOT_APPLICABLE,
+                "no struct two in the debug info of vmlinux, where it would be",
+            ),
+        ),
+        (
+            DebugInfo(vmlinux_loaded=False),
+            (
+                Status.SKIPPED,
+                "struct two not found: there is no debug info for vmlinux; name the file with -s",
+            ),
+        ),
+    ],
+)
+def test_what_can_only_be_built_in_is_in_no_module(info: DebugInfo, expected: Any) -> None:
+    target = fake_target.target(fake_target.program(types=("one",)), info)
+    made = yields(requires=Requires(types=("struct one",), builtin=("struct two",)))
+    assert outcome(made, on=target) == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (
+            DebugInfo(vmlinux_loaded=True, modules=("a",), modules_missing=("a",)),
+            (
+                Status.NOT_APPLICABLE,
+                "no struct two in the debug info of vmlinux, and no module drm is loaded",
+            ),
+        ),
+        (
+            DebugInfo(vmlinux_loaded=True, modules=("drm",), modules_missing=("drm",)),
+            (
+                Status.SKIPPED,
+                "struct two not found; it may be in a module without debug info (drm):"
+                f" {NEXT_STEP}",
+            ),
+        ),
+        (
+            DebugInfo(vmlinux_loaded=True, modules_error="fault at 0x1"),
+            (
+                Status.SKIPPED,
+                "struct two not found; the list of modules is not whole: fault at 0x1",
+            ),
+        ),
+    ],
+)
+def test_what_is_of_a_module_that_is_not_loaded(info: DebugInfo, expected: Any) -> None:
+    target = fake_target.target(fake_target.program(), info)
+    made = yields(requires=Requires(types=("struct two",), module="drm"))
+    assert outcome(made, on=target) == expected
 
 
 def test_the_projects_own_analyses_are_found_and_sound() -> None:

@@ -21,6 +21,7 @@ from drgn import Program
 from tests.bad_input import files
 from vmcore_tools import debug_info, demo, target
 from vmcore_tools.errors import printable
+from vmcore_tools.model import Absent
 from vmcore_tools.target import TargetError
 
 PACKAGES = (
@@ -449,6 +450,19 @@ def test_module_list_that_breaks_off(loaded: Program, next: int | None) -> None:
     assert not opened.debug_info.complete
     assert opened.debug_info.modules_missing == ()
     assert facts_of(opened)["modules_error"] == opened.debug_info.modules_error
+
+
+def test_modules_that_cannot_be_read_are_not_0(shipped: demo.DemoDump, loaded: Program) -> None:
+    first = loaded["modules"].address_of_().value_()
+    fresh = Program()
+    fresh.set_core_dump(shipped.vmcore)
+    overlay(fresh, first, (0xFFFF_8000_0000_0000).to_bytes(8, "little"))
+    fresh.load_debug_info([path for path in shipped.symbols if "vmlinux" in path.name])
+    opened = target.from_program(fresh)
+    facts = facts_of(opened)
+    assert facts["modules"] == Absent(str(opened.debug_info.modules_error))
+    assert facts["modules_without_debug_info"] == Absent("the modules are not known")
+    assert "modules_error" not in facts
 
 
 def test_kernel_that_has_another_name_than_the_dump_says(loaded: Program) -> None:

@@ -9,7 +9,7 @@ from vmcore_tools import words
 
 
 def test_the_examples_of_the_documentation_hold() -> None:
-    assert doctest.testmod(words) == (0, 4)
+    assert doctest.testmod(words) == (0, 6)
 
 
 def test_nothing_is_many() -> None:

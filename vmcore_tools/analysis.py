@@ -69,13 +69,16 @@ class Requires:
     """
     What must be in the debug info.
 
-    *types* identify the subsystem: where vmlinux and every loaded module have
+    Types identify the subsystem: where vmlinux and every loaded module have
     debug info and a type is nowhere in it, the kernel has no such subsystem
-    and the analysis is not applicable. Without full debug info it is skipped.
+    and the analysis is not applicable. Without full debug info it is skipped,
+    unless the type could not be in what has none.
     """
 
     types: Tuple[str, ...] = ()
     symbols: Tuple[str, ...] = ()
+    builtin: Tuple[str, ...] = ()  #: types of what is in vmlinux, or not in the kernel
+    module: Optional[str] = None  #: what *types* are of, where it is not in vmlinux
 
 
 @dataclasses.dataclass(frozen=True)

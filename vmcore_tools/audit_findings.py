@@ -16,12 +16,12 @@ from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.kfree_rcu import kfree_rcu
 from vmcore_tools.kernel.kmemleak import kmemleak_reported, kmemleak_state
-from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.recorded_tasks import RecordedTasks
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.slub_tracks import Tracks, has_tracks, object_tracks
 from vmcore_tools.kernel.virtual_map import virtual_map
 from vmcore_tools.model import Confidence, Evidence, Kind, Stack
+from vmcore_tools.module_gaps import count_modules_without_debug_info
 
 U64 = npt.NDArray[np.uint64]
 
@@ -149,11 +149,7 @@ def count_audit_gaps(ctx: Context, index: SlabIndex, result: Audit, what: str) -
         ctx.coverage.gap("slab", problem.reason, problem.address)
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
-    modules = modules_without_debug_info(ctx.prog)
-    if modules:
-        ctx.coverage.gap(
-            "module", f"it has no debug info, so its {what} are not recognised", count=len(modules)
-        )
+    count_modules_without_debug_info(ctx, f"{what} of these drivers are not recognised")
     if result.registers_unread:
         ctx.coverage.gap(
             "CPU's registers", "they are not in the dump", count=result.registers_unread

@@ -26,6 +26,7 @@ from vmcore_tools.compressed_sections import has_compressed_sections
 from vmcore_tools.debug_packages import is_compressed
 from vmcore_tools.debug_sources import Source, source_of, unpacked, with_plain_sections
 from vmcore_tools.errors import TargetError, printable
+from vmcore_tools.package_names import packages as packages
 
 PathLike = Union[str, Path]
 
@@ -58,6 +59,10 @@ class DebugInfo:
     def complete(self) -> bool:
         """Whether a type that is nowhere in it is nowhere in the kernel."""
         return self.vmlinux_loaded and not self.modules_missing and self.modules_error is None
+
+    def has_not_loaded(self, module: str) -> bool:
+        """Whether it is certain that a module is not loaded."""
+        return self.modules_error is None and module not in self.modules
 
 
 class CompressedModules(Exception):
@@ -247,14 +252,6 @@ def build_id(prog: Program) -> Optional[str]:
     """The build ID of the target's kernel in hex, None where it is not known."""
     value = main_module(prog).build_id
     return None if value is None else value.hex()
-
-
-def packages(release: str) -> str:
-    """Where distributions keep the debug info of a kernel release."""
-    return (
-        f"linux-image-{release}-dbg (Debian), linux-image-unsigned-{release}-dbgsym (Ubuntu)"
-        f" or kernel-debuginfo-{release} (Fedora, RHEL: debuginfo-install kernel-{release})"
-    )
 
 
 def release_of(prog: Program) -> str:

@@ -58,6 +58,7 @@ from vmcore_tools.model import (
     Table,
     columns,
 )
+from vmcore_tools.module_gaps import NEXT_STEP
 from vmcore_tools.unloadable import unloadable
 
 if TYPE_CHECKING:
@@ -279,28 +280,39 @@ def _one_line(error: Exception) -> str:
 def _unmet(target: Target, requires: Requires) -> Optional[Tuple[Status, str]]:
     """Why an analysis with these requirements cannot run, None if it can."""
     prog = target.prog
+    builtin = [name for name in requires.builtin if not _has_type(prog, name)]
     types = [name for name in requires.types if not _has_type(prog, name)]
     symbols = [name for name in requires.symbols if not _has_symbol(prog, name)]
-    if not types and not symbols:
+    if not builtin and not types and not symbols:
         return None
-    missing = ", ".join(types + symbols)
+    missing = ", ".join(builtin + types + symbols)
     info = target.debug_info
     if not info.vmlinux_loaded:
         return (
             Status.SKIPPED,
             f"{missing} not found: there is no debug info for vmlinux; name the file with -s",
         )
+    if builtin:
+        names = " and no ".join(builtin)
+        return Status.NOT_APPLICABLE, f"no {names} in the debug info of vmlinux, where it would be"
     if types and info.complete:
         names = " and no ".join(types)
         return (
             Status.NOT_APPLICABLE,
             f"no {names} in the debug info of vmlinux or any loaded module",
         )
+    module = requires.module
+    if types and module is not None and info.has_not_loaded(module):
+        names = " and no ".join(types)
+        return (
+            Status.NOT_APPLICABLE,
+            f"no {names} in the debug info of vmlinux, and no module {module} is loaded",
+        )
     reason = f"{missing} not found"
     if info.modules_missing:
         reason += (
             "; it may be in a module without debug info"
-            f" ({_some(info.modules_missing)}): name the file with -s"
+            f" ({_some(info.modules_missing)}): {NEXT_STEP}"
         )
     if info.modules_error is not None:
         reason += f"; the list of modules is not whole: {info.modules_error}"

@@ -455,9 +455,13 @@ def _facts(prog: Program, page_map: PageMap, found: DebugInfo) -> Tuple[Evidence
     fact("dump_level", Kind.NUMBER, page_map.dump_level)
     fact("present_pages", Kind.COUNT, page_map.present_pages)
     fact("vmlinux_debug_info", Kind.TEXT, found.vmlinux_loaded)
-    fact("modules", Kind.COUNT, len(found.modules))
-    fact("modules_without_debug_info", Kind.UNTRUSTED, found.modules_missing)
-    if found.modules_error is not None:
+    if found.modules_error is not None and not found.modules:
+        fact("modules", Kind.COUNT, Absent(found.modules_error))
+        fact("modules_without_debug_info", Kind.UNTRUSTED, Absent("the modules are not known"))
+    else:
+        fact("modules", Kind.COUNT, len(found.modules))
+        fact("modules_without_debug_info", Kind.UNTRUSTED, found.modules_missing)
+    if found.modules_error is not None and found.modules:
         fact("modules_error", Kind.UNTRUSTED, found.modules_error)
     if found.unused_symbols:
         fact(

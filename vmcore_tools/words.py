@@ -30,3 +30,16 @@ def counted(count: int, one: str, more: Optional[str] = None) -> str:
     '1,200 tasks'
     """
     return f"{count:,} {plural(count, one, more)}"
+
+
+def several(what: str) -> str:
+    """
+    Many of what words in the singular say.
+
+    >>> several("stack of a SLUB track")
+    'stacks of a SLUB track'
+    >>> several("CPU's registers")
+    "CPU's registers"
+    """
+    noun, of, rest = what.partition(" of ")
+    return f"{noun if noun.endswith('s') else noun + 's'}{of}{rest}"

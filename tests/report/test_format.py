@@ -173,9 +173,11 @@ def test_frames_are_numbered_as_drgn_does() -> None:
 @pytest.mark.parametrize(
     ("gap", "text"),
     [
-        (Gap("tasks", "excluded", 5107, True, ()), "5,107 tasks: excluded"),
-        (Gap("tasks", "excluded", 1, True, (0x10,)), "1 tasks: excluded (at 0x10)"),
-        (Gap("tasks", "excluded", 3, True, (1, 2)), "3 tasks: excluded (at 0x1, 0x2, ...)"),
+        (Gap("task", "excluded", 5107, True, ()), "5,107 tasks: excluded"),
+        (Gap("task", "excluded", 1, True, (0x10,)), "1 task: excluded (at 0x10)"),
+        (Gap("task", "excluded", 3, True, (1, 2)), "3 tasks: excluded (at 0x1, 0x2, ...)"),
+        (Gap("list of tasks", "cut off", 2, True, ()), "2 lists of tasks: cut off"),
+        (Gap("CPU's registers", "absent", 2, True, ()), "2 CPU's registers: absent"),
     ],
 )
 def test_gap_text(gap: Gap, text: str) -> None:

@@ -171,8 +171,9 @@ def _strings(prog: Program, address: int, last: int) -> bytes:
     """A table of strings up to its last one, which begins at an offset."""
     if last >= _STRINGS_MAX_BYTES:
         raise ValidationError(f"a name is {last} bytes behind the first")
+    before: bytes = prog.read(address, last)
     end: bytes = prog.read_c_string(address + last, max_size=_NAME_MAX_BYTES)
-    return prog.read(address, last) + end + b"\0"
+    return before + end + b"\0"
 
 
 def _has_name(symbols: npt.NDArray[np.void], strings: bytes) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ import string
 from typing import Any, Callable, Iterable, Iterator, Tuple, Union
 
 from vmcore_tools.model import Absent, Evidence, Finding, Frame, Gap, Kind, KnownIssue, Ref
+from vmcore_tools.words import counted, several
 
 _BYTES_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -237,10 +238,11 @@ def stack_lines(frames: Tuple[Frame, ...]) -> Iterator[str]:
 
 def gap_text(gap: Gap) -> str:
     """
-    >>> gap_text(Gap("slab pages", "corrupt freelist", 2, True, (0x1000,)))
+    >>> gap_text(Gap("slab page", "corrupt freelist", 2, True, (0x1000,)))
     '2 slab pages: corrupt freelist (at 0x1000, ...)'
     """
-    text = f"{gap.count:,} {escape(gap.what)}: {escape(gap.reason)}"
+    things = counted(gap.count, gap.what, several(gap.what))
+    text = f"{escape(things)}: {escape(gap.reason)}"
     if gap.addresses:
         shown = ", ".join(address_text(address) for address in gap.addresses)
         more = ", ..." if gap.count > len(gap.addresses) else ""

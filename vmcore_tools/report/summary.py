@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from vmcore_tools.model import (
     AnalysisResult,
@@ -92,7 +92,11 @@ def few_alike(findings: Sequence[Finding], most: int) -> Iterator[Tuple[Finding,
 
 
 def gaps(report: Report) -> List[Tuple[str, List[Tuple[str, str]]]]:
-    """Titles, each with lines of (analysis, escaped text); empty ones left out."""
+    """
+    Titles, each with lines of (analysis, escaped text); empty ones left out.
+
+    What is the same for several analyses is one line that names them all.
+    """
     material = [
         (analysis.name, text) for analysis in report.analyses for text in _material(analysis)
     ]
@@ -106,7 +110,14 @@ def gaps(report: Report) -> List[Tuple[str, List[Tuple[str, str]]]]:
         ("NOT looked at", material),
         ("Not looked at, which changes no answer", other),
     ]
-    return [(title, lines) for title, lines in sections if lines]
+    return [(title, _together(lines)) for title, lines in sections if lines]
+
+
+def _together(lines: Sequence[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    names: Dict[str, List[str]] = {}
+    for name, text in lines:
+        names.setdefault(text, []).append(name)
+    return [(", ".join(named), text) for text, named in names.items()]
 
 
 def _material(analysis: AnalysisResult) -> Iterator[str]:
