@@ -54,8 +54,7 @@ from vmcore_tools.dma_buf_findings import (
     import_cycles,
     stale_cache,
 )
-from vmcore_tools.kernel.audit import Audit, Verdict, audit
-from vmcore_tools.kernel.audit_containers import with_containers_in_use
+from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.dma_buf import (
     DmaBufs,
     ages_ns,
@@ -63,7 +62,8 @@ from vmcore_tools.kernel.dma_buf import (
     for_each_attachment,
 )
 from vmcore_tools.kernel.dma_buf_holders import KINDS, DmaBufHolders, dma_buf_holders
-from vmcore_tools.kernel.files import file_counts, mm_users
+from vmcore_tools.kernel.files import mm_users
+from vmcore_tools.kernel.judged import judged_dma_bufs
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.strings import device_name, text_at
 from vmcore_tools.kernel.task import process_of, task_comm
@@ -210,12 +210,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
         return
     for what, why, address in holders.gaps:
         ctx.coverage.gap(what, why, address)
-    audited = audit(index, holders.described, ctx.progress)
-    if audited.changing:
-        verdict = _still_there(ctx.prog, holders, audited)
-        audited = dataclasses.replace(audited, verdict=verdict)
-    # A dma-buf that a task is just importing or letting go of has no unknown holder.
-    audited = with_containers_in_use(index, audited)
+    audited = judged_dma_bufs(index, holders, ctx.progress)
     result = _Result(holders, audited)
     count_audit_gaps(ctx, index, audited, "dma-bufs")
     yield from _leaks(ctx, index, result)
@@ -234,16 +229,6 @@ def _count_slab_gaps(ctx: Context, index: SlabIndex) -> None:
         ctx.coverage.gap("slab", problem.reason, problem.address)
     if index.unread_page_structs:
         ctx.coverage.gap("struct page", "it is not in the dump", count=index.unread_page_structs)
-
-
-def _still_there(prog: Program, holders: DmaBufHolders, result: Audit) -> npt.NDArray[np.int8]:
-    """On a live target, the verdicts without those of dma-bufs that changed meanwhile."""
-    verdict = result.verdict.copy()
-    accused = np.flatnonzero(np.isin(verdict, [Verdict.LEAKED, Verdict.DANGLING]))
-    counts, read = file_counts(prog, holders.buffers.file[accused].tolist())
-    same = read & (counts == holders.buffers.refcount[accused])
-    verdict[accused[~same]] = Verdict.IN_USE
-    return verdict
 
 
 def _exporters(prog: Program, buffers: DmaBufs) -> Tuple[List[Maybe[str]], npt.NDArray[np.int64]]:
@@ -515,7 +500,7 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(DmaBuf, DmaBufProcess),
     rules=(LEAKED, UNKNOWN_HOLDER, DANGLING, STALE_CACHE, IMPORT_CYCLE),
-    requires=Requires(types=("struct dma_buf",), symbols=("dma_buf_fops",)),
+    requires=Requires(builtin=("struct dma_buf",), symbols=("dma_buf_fops",)),
 )
 
 if __name__ == "__main__":

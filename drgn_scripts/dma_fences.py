@@ -34,7 +34,6 @@ from typing import Any, Iterator, List, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Program
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Requires
 from vmcore_tools.audit_findings import (
@@ -45,10 +44,10 @@ from vmcore_tools.audit_findings import (
     kmemleak_evidence,
     pointed_at_from,
 )
-from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
+from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.dma_fence import Fences
 from vmcore_tools.kernel.fence_holders import KINDS, FenceHolders, fence_holders
-from vmcore_tools.kernel.layout import field_dtype, read_structs
+from vmcore_tools.kernel.judged import judged_fences
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME, TIMELINE_NAME
 from vmcore_tools.model import (
@@ -192,38 +191,13 @@ class _Result:
 def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
     holders = fence_holders(index)
-    result = audit(index, holders.described, ctx.progress)
-    if result.changing:
-        result = dataclasses.replace(result, verdict=_still_there(ctx.prog, holders.fences, result))
-    result = with_likely_leaks(result, holders.fences.found.ops)
-    audited = _Result(holders, result)
+    audited = _Result(holders, judged_fences(index, holders, ctx.progress))
     _count_gaps(ctx, index, audited)
     yield from _leaks(ctx, index, audited)
     for group in _groups(audited, Verdict.UNKNOWN_HOLDER):
         yield _unknown_holder(index, audited, group)
     yield from _dangling(index, audited)
     yield ManyRows(Fence, len(holders.fences.found.address), _rows(index, audited))
-
-
-def _still_there(prog: Program, every: Fences, result: Audit) -> npt.NDArray[np.int8]:
-    """On a live target, the verdicts without those of fences that changed meanwhile."""
-    verdict = result.verdict.copy()
-    wrong = [Verdict.LEAKED, Verdict.LIKELY_LEAKED, Verdict.DANGLING]
-    accused = np.flatnonzero(np.isin(verdict, wrong))
-    members = {"ops": "ops", "seqno": "seqno", "refcount": "refcount.refcount.refs.counter"}
-    now, read = read_structs(
-        prog,
-        every.found.address[accused].tolist(),
-        field_dtype(prog.type("struct dma_fence"), members),
-    )
-    same = (
-        read
-        & (now["ops"] == every.found.ops[accused])
-        & (now["seqno"] == every.seqno[accused])
-        & (now["refcount"].astype(np.int32) == every.refcount[accused])
-    )
-    verdict[accused[~same]] = Verdict.IN_USE
-    return verdict
 
 
 def _count_gaps(ctx: Context, index: SlabIndex, result: _Result) -> None:
@@ -445,7 +419,7 @@ ANALYSIS = Analysis(
     analyze=analyze,
     tables=(Fence,),
     rules=(LEAKED, UNKNOWN_HOLDER, DANGLING),
-    requires=Requires(types=("struct dma_fence", "struct dma_fence_ops")),
+    requires=Requires(builtin=("struct dma_fence", "struct dma_fence_ops")),
 )
 
 if __name__ == "__main__":

@@ -46,25 +46,20 @@ from vmcore_tools.gem_findings import (
     leaks,
     unknown_holders,
 )
-from vmcore_tools.kernel.audit import Audit, Verdict, audit, with_likely_leaks
-from vmcore_tools.kernel.audit_containers import with_containers_in_use
+from vmcore_tools.kernel.audit import Verdict
 from vmcore_tools.kernel.drm_clients import DrmClient, DrmClients, drm_clients
 from vmcore_tools.kernel.files import mm_users
 from vmcore_tools.kernel.gem_holders import KINDS, GemHolders, gem_holders
+from vmcore_tools.kernel.judged import judged_drm_files, judged_gems
 from vmcore_tools.kernel.layout import field_dtype, read_structs
-from vmcore_tools.kernel.object_types import is_kmalloc
-from vmcore_tools.kernel.references import Place, Reference
 from vmcore_tools.kernel.resource import kernel_ram
 from vmcore_tools.kernel.slab import SlabIndex, slab_index
 from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.kernel.ttm import has_ttm, ttm_buffers
 from vmcore_tools.kernel.virtio_gpu import DRIVER_NAME
-from vmcore_tools.kernel.virtio_gpu_objects import (
-    is_left_over,
-    object_layout,
-    pages_in_memory,
-)
+from vmcore_tools.kernel.virtio_gpu_objects import object_layout, pages_in_memory
 from vmcore_tools.model import Absent, Kind, Maybe, column
+from vmcore_tools.words import counted
 
 Ints = npt.NDArray[np.int64]
 
@@ -150,16 +145,14 @@ class TtmBuffer:
 def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
     holders = gem_holders(index)
-    audited = audit(index, holders.described, ctx.progress)
-    if audited.changing:
-        verdict = _still_there(ctx.prog, holders, audited)
-        audited = dataclasses.replace(audited, verdict=verdict)
-    audited = with_containers_in_use(index, audited)
-    audited = _with_left_overs(index, holders, audited)
-    # Objects of a device in a cache are alike.
-    alike = holders.gems.device.astype(np.int64) + holders.gems.cache
-    audited = with_likely_leaks(audited, alike)
-    audited = _with_lost_handles(ctx, holders, audited)
+    audited, lost_handles = judged_gems(index, holders, ctx.progress)
+    if len(lost_handles):
+        ctx.coverage.gap(
+            "GEM handle",
+            "its object counts it, and no open file has it",
+            int(holders.gems.address[lost_handles[0]]),
+            count=len(lost_handles),
+        )
     count_audit_gaps(ctx, index, audited, "GEM objects")
     result = GemAudit(holders, audited, _pages(ctx, holders))
     files = [file for known in holders.devices for file in known.files]
@@ -185,68 +178,6 @@ def analyze(ctx: Context) -> Iterator[Any]:
     if has_ttm(ctx.prog):
         buffers = ttm_rows(ctx.prog, holders)
         yield ManyRows(TtmBuffer, len(buffers), buffers)
-
-
-def _still_there(prog: Program, holders: GemHolders, result: Audit) -> npt.NDArray[np.int8]:
-    """On a live target, the verdicts without those of objects that changed meanwhile."""
-    verdict = result.verdict.copy()
-    accused = np.flatnonzero(np.isin(verdict, [Verdict.LEAKED, Verdict.DANGLING]))
-    dtype = field_dtype(
-        prog.type("struct drm_gem_object"), {"count": "refcount.refcount.refs.counter"}
-    )
-    structs, read = read_structs(prog, holders.gems.address[accused].tolist(), dtype)
-    same = read & (structs["count"] == holders.gems.refcount[accused])
-    verdict[accused[~same]] = Verdict.IN_USE
-    return verdict
-
-
-def _with_left_overs(index: SlabIndex, holders: GemHolders, result: Audit) -> Audit:
-    """
-    Take objects for likely leaked that only left-overs of arrays of commands point at.
-
-    Only where more of the device's are proven to leak: who knows what such a pointer is.
-    """
-    devices, verdict = holders.gems.device, result.verdict.copy()
-    for device in np.unique(devices).tolist():
-        mine = devices == np.uint64(device)
-        unknown = np.flatnonzero(mine & (result.verdict == Verdict.UNKNOWN_HOLDER)).tolist()
-        likely = [i for i in unknown if all(_is_left_over(index, r) for r in result.pointers[i])]
-        if len(likely) < np.count_nonzero(mine & (result.verdict == Verdict.LEAKED)):
-            verdict[likely] = Verdict.LIKELY_LEAKED
-    return dataclasses.replace(result, verdict=verdict)
-
-
-def _with_lost_handles(ctx: Context, holders: GemHolders, result: Audit) -> Audit:
-    """
-    Take objects for likely leaked, and no more, that count handles of which none was found.
-
-    The reference that is left over is that of a handle whose slot is damaged, or that leaked.
-    """
-    gems = holders.gems
-    found = result.holders.get("handle", np.zeros(len(gems.address), dtype=np.int64))
-    leaked = result.verdict == Verdict.LEAKED
-    lost = np.flatnonzero(leaked & (gems.handle_count > 0) & (found == 0))
-    if not len(lost):
-        return result
-    ctx.coverage.gap(
-        "GEM handle",
-        "its object counts it, and no open file has it",
-        int(gems.address[lost[0]]),
-        count=len(lost),
-    )
-    verdict = result.verdict.copy()
-    verdict[lost] = Verdict.LIKELY_LEAKED
-    return dataclasses.replace(result, verdict=verdict)
-
-
-def _is_left_over(index: SlabIndex, reference: Reference) -> bool:
-    if reference.place != Place.SLAB_OBJECT:
-        return False
-    row = int(index.find(np.array([reference.container], dtype=np.uint64))[0])
-    if row < 0 or not is_kmalloc(index.caches[index.cache[row]]):
-        return False
-    size = index.caches[index.cache[row]].object_size_bytes
-    return is_left_over(index.prog, reference.container, size, reference.offset)
 
 
 def _pages(ctx: Context, holders: GemHolders) -> Ints:
@@ -317,7 +248,7 @@ def _dead_clients(
     unheld = [(c, of_file.get(c.file.value_(), nothing)) for c in clients.without_holder]
     if not unheld:
         return
-    files = with_containers_in_use(index, audit(index, clients.described, ctx.progress))
+    files = judged_drm_files(index, clients, ctx.progress)
     addresses = clients.described.objects.address.tolist()
     position = {address: number for number, address in enumerate(addresses)}
     yield from dead_clients(result, files, position, unheld)
@@ -425,8 +356,14 @@ class _Users:
         self._names = {c.file.value_(): _client_name(c) for c in clients.clients}
         self._names.update((c.file.value_(), _closing_name(c)) for c in clients.closing)
         self._others: Dict[int, List[str]] = {}
-        for gem, times in Counter(holders.commands.gem.tolist()).items():
-            self._others[gem] = [f"{times} command{'s' if times > 1 else ''} in flight"]
+        for held, where in (
+            (holders.commands, "in flight"),
+            (holders.answered, "that the GPU is done with"),
+            (holders.passing, "that a task is queueing or taking off"),
+        ):
+            for gem, times in Counter(held.gem.tolist()).items():
+                command = f"{counted(times, 'command')} {where}"
+                self._others.setdefault(gem, []).append(command)
         self._add_mappings(prog, holders)
 
     def _add_mappings(self, prog: Program, holders: GemHolders) -> None:
@@ -497,7 +434,7 @@ ANALYSIS = Analysis(
             "N",
         ),
     ),
-    requires=Requires(types=("struct drm_gem_object", "struct drm_file")),
+    requires=Requires(types=("struct drm_gem_object", "struct drm_file"), module="drm"),
 )
 
 if __name__ == "__main__":

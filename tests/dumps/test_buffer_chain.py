@@ -8,12 +8,14 @@ from typing import Any, Dict, List, Set, Tuple
 import pytest
 
 from drgn_scripts.buffer_chain import ANALYSIS, ChainLink
+from drgn_scripts.gem_objects import GemMemory
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
 from vmcore_tools.kernel.audit import count_holders
 from vmcore_tools.kernel.buffer_chain import BufferChains, Node, What, chain_of
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.model import AnalysisResult, Confidence, Finding, Severity, Status
+from vmcore_tools.report.format import message_text
 
 
 def run(
@@ -33,6 +35,19 @@ def run(
 def rows(result: AnalysisResult) -> List[ChainLink]:
     (table,) = result.tables
     return list(table.rows)
+
+
+def drm_objects(shipped: ShippedDump, pid: int) -> Tuple[int, int]:
+    """Objects and DRM files of a process, of which gem-objects says the same as the guest."""
+    (row,) = [
+        row
+        for analysis in shipped.report.analyses
+        for table in analysis.tables
+        if table.row_type is GemMemory
+        for row in table.rows
+        if row.pid == pid
+    ]
+    return row.objects, row.drm_files
 
 
 def held(shipped: ShippedDump, why: str) -> Dict[str, Any]:
@@ -111,7 +126,7 @@ def test_a_chain_ends(shipped: ShippedDump) -> None:
     start = chains.process(held(shipped, "sync_file")["pid"])
     assert start is not None
     chain = chain_of(chains, start, 100_000)
-    assert chain.left_out == 0
+    assert chain.left_out == {}
     seen: Set[Node] = set(chain.nodes)
     assert len(seen) == len(chain.nodes) > 60
     assert all(link.kept in seen and link.keeper in seen for link in chain.links)
@@ -139,3 +154,42 @@ def test_a_buffer_that_processes_keep_is_proven(shipped: ShippedDump) -> None:
     missing = counted["references_not_drawn"]
     assert (finding.confidence == Confidence.PROVEN) == (missing == 0)
     assert bool(finding.unread) == (missing != 0)
+    assert "references_leaked" not in counted
+
+
+def test_a_leaked_fence_is_held_by_nobody(shipped: ShippedDump) -> None:
+    """What triage calls VT201 [proven], buffer-chain does, too."""
+    _, (finding,) = run(shipped, shipped.truth["leak"]["addresses_only_leaked"][7])
+    assert message_text(finding) == (
+        "1 fence hangs here. Nobody holds 1 reference to 1 of these: "
+        "VT201 leaked-dma-fence [proven]."
+    )
+    assert (finding.confidence, finding.unread) == (Confidence.PROVEN, ())
+    assert finding.graph is not None
+    (node,) = finding.graph.nodes
+    assert ("nobody_has_it", "VT201 [proven]") in {(fact.name, fact.value) for fact in node.facts}
+
+
+def test_a_leaked_fence_that_is_also_held(shipped: ShippedDump) -> None:
+    _, (finding,) = run(shipped, shipped.truth["leak"]["addresses_also_held"][0])
+    counted = {evidence.name: evidence.value for evidence in finding.evidence}
+    assert (counted["references_leaked"], counted["references_not_drawn"]) == (1, 0)
+    assert finding.graph is not None
+    facts = {(fact.name, fact.value) for node in finding.graph.nodes for fact in node.facts}
+    assert ("nobody_has_all_references", "VT201 [proven]") in facts
+
+
+def test_what_is_not_drawn_is_in_the_total(shipped: ShippedDump) -> None:
+    """No more than some things are drawn; the message has the number of all that were seen."""
+    fences = [fence for fence in shipped.truth["held"] if fence["why"] == "reservation"]
+    pid = max((fence["pid"] for fence in fences), key=[f["pid"] for f in fences].count)
+    _, (finding,) = run(shipped, str(pid), nodes=50)
+    counted = {evidence.name: evidence.value for evidence in finding.evidence}
+    gems, _ = drm_objects(shipped, pid)
+    assert counted["gem_objects"] == gems
+    drawn = counted["gem_objects_drawn"]
+    assert isinstance(drawn, int) and drawn < gems
+    text = message_text(finding)
+    assert f"{drawn} of at least {gems:,} GEM objects" in text
+    assert "dma-buf" not in text
+    assert (finding.confidence, len(finding.unread)) == (Confidence.LIKELY, 1)

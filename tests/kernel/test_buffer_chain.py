@@ -92,11 +92,20 @@ def test_things_with_a_count_of_their_own() -> None:
     assert OneGem({}, 0, 0).not_drawn(OWNER, links(("", 1))) == 0
 
 
+def test_what_is_left_out_is_counted_by_kind() -> None:
+    chains = OneGem({"handle": 1}, 0)
+    others = [Node(What.GEM, address) for address in range(0x4000, 0x4500, 0x100)]
+    chains.links = [Link(gem, OWNER, "") for gem in (GEM, *others)] + [Link(FENCE, GEM, "")]
+    assert chain_of(chains, OWNER, 3).left_out == {What.GEM: 4, What.FENCE: 1}
+    assert chain_of(chains, OWNER, 100).left_out == {}
+
+
 def test_a_chain_counts_what_was_followed_up() -> None:
     chains = OneGem({"handle": 1}, 2, 5)
     chains.links = [Link(FENCE, GEM, "", "", 7), *links(("handle", 1))]
     chain = chain_of(chains, GEM, 100)
     assert set(chain.nodes) == {GEM, FENCE, OWNER}
+    assert chain.left_out == {}
     # Other buffers may have the fence: it is not followed.
     assert chain.not_drawn == {GEM: 2, OWNER: 5}
     assert chain_of(chains, FENCE, 100).not_drawn == {FENCE: 4, GEM: 2, OWNER: 5}

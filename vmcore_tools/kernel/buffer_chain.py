@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+from collections import Counter
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -83,6 +84,7 @@ class Link:
     :ivar why: fits between their names: ``is fd 5 of``
     :ivar kind: of the reference, as the audit calls it
     :ivar word: the address of the pointer: two links can be one reference
+    :ivar sure: False where the keeper may be about to let go of it
     """
 
     kept: Node
@@ -90,6 +92,7 @@ class Link:
     why: str
     kind: str = dataclasses.field(default="", compare=False)
     word: int = dataclasses.field(default=0, compare=False)
+    sure: bool = dataclasses.field(default=True, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,10 +307,11 @@ class BufferChains:
             (What.CONSOLE, "console", gems.consoles, "is drawn into by"),
             (What.COMMAND, "command", gems.commands, "is used by"),
             (What.ANSWERED, "command", gems.answered, "waits to be let go of with"),
+            (What.COMMAND, "command", gems.passing, "is in a task's hands with"),
         ):
             mine = held.gem == address
             for owner, word in zip(held.owner[mine].tolist(), held.word[mine].tolist()):
-                yield Link(node, Node(what, owner), why, kind, word)
+                yield Link(node, Node(what, owner), why, kind, word, held is not gems.passing)
         yield from self._mapped(node, gems.mappings.owner[gems.mappings.gem == address].tolist())
 
     def _keepers_of_dma_buf(self, node: Node) -> Iterator[Link]:
@@ -554,13 +558,13 @@ class Chain:
 
     :ivar nodes: in the order in which they were come upon, the thing first
     :ivar links: between them
-    :ivar left_out: things that were seen and not followed
+    :ivar left_out: how many things of each kind were seen and not followed
     :ivar not_drawn: references to things beyond those of their keepers that were found
     """
 
     nodes: Tuple[Node, ...]
     links: Tuple[Link, ...]
-    left_out: int
+    left_out: Dict[What, int]
     not_drawn: Dict[Node, int]
 
 
@@ -597,4 +601,5 @@ def chain_of(chains: BufferChains, start: Node, nodes_max: int) -> Chain:
 
     follow([start], True)
     follow(list(nodes), False)
-    return Chain(tuple(nodes), tuple(links), len(left_out), not_drawn)
+    kinds = Counter(node.what for node in left_out)
+    return Chain(tuple(nodes), tuple(links), dict(kinds), not_drawn)

@@ -99,6 +99,8 @@ class GemHolders:
     :ivar mappings: of GEM objects, with the ``struct vm_area_struct`` as owner
     :ivar commands: objects of commands in flight, with the command as owner
     :ivar answered: objects of commands that are done, with their array as owner
+    :ivar passing: objects of commands that a task is just about to queue, or to take off,
+        with the command as owner; it may have dropped them
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
 
@@ -112,6 +114,7 @@ class GemHolders:
     mappings: HeldGems
     commands: HeldGems
     answered: HeldGems
+    passing: HeldGems
     gaps: Tuple[Tuple[str, str, Optional[int]], ...]
 
     @property
@@ -189,7 +192,7 @@ class _Walk:
         consoles = self._consoles(devices)
         self._dma_bufs(gems)
         mapped = self._mappings(gems)
-        commands, answered = self._commands()
+        commands, answered, passing = self._commands()
         self._weak(gems, devices, drivers)
         known = np.array(
             [device for device, driver in drivers.items() if driver in _KNOWN_DRIVERS],
@@ -213,6 +216,7 @@ class _Walk:
             mappings=mapped,
             commands=commands,
             answered=answered,
+            passing=passing,
             gaps=tuple(self.gaps),
         )
 
@@ -377,9 +381,9 @@ class _Walk:
         self._not_held(held.word[ttm])
         return held.chosen(areas.number > 0)
 
-    def _commands(self) -> Tuple[HeldGems, HeldGems]:
-        """The objects of commands of virtio_gpu: in flight, and done."""
-        used, done = [HeldGems.of([])], [HeldGems.of([])]
+    def _commands(self) -> Tuple[HeldGems, HeldGems, HeldGems]:
+        """The objects of commands of virtio_gpu: in flight, done, and in a task's hands."""
+        used, done, passing = ([HeldGems.of([])] for _ in range(3))
         devices: List[Object] = []
         with contextlib.suppress(LookupError):
             devices += self._items("virtio_gpu devices", for_each_virtio_gpu_device(self.prog))
@@ -398,7 +402,8 @@ class _Walk:
             self._hold("command", dataclasses.replace(found.passing, unread=()), at_most=True)
             used.append(found.in_flight)
             done.append(found.answered)
-        return _joined(used), _joined(done)
+            passing.append(dataclasses.replace(found.passing, unread=()))
+        return _joined(used), _joined(done), _joined(passing)
 
     # Pointers that hold nothing.
 
