@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import struct
-from typing import Iterator, List
+from typing import Iterator, List, Tuple
 
 import pytest
+from drgn.helpers import ValidationError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.layouts.machine import Machine
 from vmcore_tools.kernel.printk import LogRecord, log_records
@@ -115,3 +118,43 @@ def test_a_damaged_text_length_stays_in_the_record(machine: Machine) -> None:
 
     texts = [record.text for record in log_records(machine.prog)]
     assert texts == [b"firstDEVICE=+pci:0000\0\0\0", b"second"]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.one_of(
+        st.binary(min_size=BUFFER_BYTES, max_size=BUFFER_BYTES),
+        # Mostly small lengths, as the header's are.
+        st.lists(st.sampled_from([0, 1, 4, 16, 17, 40, 200, 255]), min_size=256, max_size=256).map(
+            lambda words: struct.pack("<256H", *words)
+        ),
+    ),
+    indices=st.tuples(*(st.integers(0, 2 * BUFFER_BYTES),) * 2),
+    sequences=st.tuples(*(st.integers(0, 2**64 - 1),) * 2),
+    size=st.sampled_from([0, 1, 64, BUFFER_BYTES]),
+)
+def test_any_bytes_end(
+    machine: Machine,
+    data: bytes,
+    indices: Tuple[int, int],
+    sequences: Tuple[int, int],
+    size: int,
+) -> None:
+    address = machine.alloc(BUFFER_BYTES)
+    machine.write(address, data)
+    for name, value in (
+        ("log_buf", address),
+        ("log_buf_len", size),
+        ("log_first_idx", indices[0]),
+        ("log_next_idx", indices[1]),
+        ("log_first_seq", sequences[0]),
+        ("log_next_seq", sequences[1]),
+    ):
+        machine.set_variable(name, value)
+    try:
+        records = log_records(machine.prog)
+    except ValidationError:
+        return
+    # Each has at least a header, and nothing of it is from elsewhere.
+    assert len(records) <= size // HEADER_BYTES + 1
+    assert all(record.text in data[:size] for record in records)
