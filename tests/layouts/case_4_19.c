@@ -174,6 +174,8 @@ enum {
 
 /* mm/page_alloc.c */
 
+struct mutex pcpu_drain_mutex;
+
 void drain_local_pages_wq(struct work_struct *work)
 {
 }
@@ -206,6 +208,12 @@ FUNCTION(virtio_gpu_object_create)
 FUNCTION(virtio_gpu_resource_create_ioctl)
 FUNCTION(drm_ioctl_kernel)
 FUNCTION(do_vfs_ioctl)
+FUNCTION(schedule_preempt_disabled)
+FUNCTION(__mutex_lock)
+FUNCTION(mutex_lock)
+FUNCTION(rwsem_down_read_failed)
+FUNCTION(down_read)
+FUNCTION(proc_pid_cmdline_read)
 FUNCTION(worker_thread)
 FUNCTION(kthread_function)
 FUNCTION(panic)

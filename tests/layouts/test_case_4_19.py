@@ -36,13 +36,14 @@ SECOND = 1_000_000_000
 NOW = 1200 * SECOND
 HZ = 250
 JIFFIES = (1 << 32) + 1200 * HZ - 300 * HZ  # INITIAL_JIFFIES
-HUNG_FOR, STARVED_FOR = 130, 129
+HUNG_FOR, STARVED_FOR, LATER_FOR = 130, 129, 100
 UNINTERRUPTIBLE, RUNNING = 2, 0
 FIFO, NORMAL = 1, 0
 KTHREAD, WQ_WORKER = 0x200000, 0x20
 IDLE_WORKER = 4
 LEAKED = 40
 XORG, KHUNGTASKD, SPINNER, KWORKER = 1458, 33, 2100, 57
+DRAINER, READER = 2200, 2201
 
 #: Where struct elf_prstatus has some of the registers.
 _IN_PRSTATUS = {"rbp": 144, "rip": 240, "rflags": 256, "rsp": 264}
@@ -357,6 +358,35 @@ class Case:
         self.drain = drain
         self.open_gpu(xorg)
 
+    def wait_behind_xorg(self) -> None:
+        """
+        Somebody else drains, and somebody looks at Xorg's memory.
+
+        The mutex is that of ``drain_all_pages()``; the semaphore is one that Xorg took
+        for writing, and was then out of memory.
+        """
+        machine, prog, xorg = self.machine, self.machine.prog, self.tasks[XORG]
+        since = NOW - LATER_FOR * SECOND
+        members: Dict[str, Value] = {"state": UNINTERRUPTIBLE, "se.exec_start": since}
+        drainer = self.task(DRAINER, b"cc1plus", 0, members)
+        names = ("__schedule", "schedule", "schedule_preempt_disabled", "__mutex_lock")
+        rooms = self.sleep_in(drainer, (*names, "mutex_lock", "drain_all_pages", "do_vfs_ioctl"))
+        waiter = rooms["__mutex_lock"] + 64
+        machine.put("struct mutex_waiter", waiter, {"task": drainer})
+        mutex = machine.variable("pcpu_drain_mutex")
+        machine.put("struct mutex", mutex, {"owner.counter": xorg | 1})  # MUTEX_FLAG_WAITERS
+        machine.link(mutex + offsetof(prog.type("struct mutex"), "wait_list"), [waiter])
+
+        reader = self.task(READER, b"ps", 0, members)
+        names = ("__schedule", "schedule", "rwsem_down_read_failed", "down_read")
+        rooms = self.sleep_in(reader, (*names, "proc_pid_cmdline_read", "do_vfs_ioctl"))
+        waiter = rooms["rwsem_down_read_failed"] + 64
+        machine.put("struct rwsem_waiter", waiter, {"task": reader, "type": 1})
+        # RWSEM_WAITING_BIAS for the writer and for who waits, RWSEM_ACTIVE_BIAS.
+        count = -(1 << 32) + 1 - (1 << 32)
+        lock = machine.new("struct rw_semaphore", {"count.counter": count, "owner": xorg})
+        machine.link(lock + offsetof(prog.type("struct rw_semaphore"), "wait_list"), [waiter])
+
     def panic(self) -> None:
         """khungtaskd does, on CPU 0, and says why."""
         self.stop()
@@ -490,6 +520,35 @@ def test_both_causes_are_found(case: Case) -> None:
     assert [edge.why for edge in graph.edges if nodes[edge.source] == case.tasks[XORG]] == [
         "flushes"
     ]
+
+
+def test_who_waits_behind_xorg_waits_for_the_same(case: Case) -> None:
+    """Over a mutex, and over a semaphore whose count is signed and whose owner is a pointer."""
+    case.starve_cpu_1()
+    case.hang_xorg()
+    case.wait_behind_xorg()
+    case.stop()
+
+    found = [finding for one in triage(case).analyses for finding in one.findings]
+
+    (cause,) = (finding for finding in found if finding.rule.id == "VT311")
+    assert cause.confidence is Confidence.PROVEN
+    assert values(cause)["victim_pids"] == (XORG, DRAINER, READER, KWORKER)
+    hung = {finding.subject.pid: finding for finding in found if finding.rule.id == "VT301"}
+    assert {pid: values(finding)["waits_for"] for pid, finding in hung.items()} == {
+        XORG: "flush_work",
+        DRAINER: "mutex",
+        READER: "rwsem",
+    }
+    for finding in hung.values():
+        assert values(finding)["causes"] == ("VT311 cpu-monopolised (proven)",)
+    assert len(found) == 4
+    graph = cause.graph
+    assert graph is not None
+    names = {node.id: node.ref.pid or node.ref.name for node in graph.nodes}
+    edges = {(names[edge.source], edge.why): edge.proven for edge in graph.edges}
+    assert all(edges.values())
+    assert {source for source, _ in edges} >= {XORG, DRAINER, READER, KWORKER}
 
 
 def test_the_tables_say_what_is_there(case: Case) -> None:
