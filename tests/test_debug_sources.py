@@ -369,6 +369,21 @@ def test_package_with_all_of_it(
     assert all(cache in file.parents for file in made)
 
 
+def test_package_with_nothing_but_build_ids(
+    dump: demo.DemoDump, tmp_path: Path, vmlinux: Path, module: Path
+) -> None:
+    """As dh_strip makes one: the names are those of the build IDs."""
+    path = tmp_path / "linux-image-dbgsym.ddeb"
+    contents = {}
+    for file in (module, vmlinux):
+        build_id = build_id_of_file(file) or ""
+        name = f"./usr/lib/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug"
+        contents[name] = file.read_bytes()
+    path.write_bytes(deb("data.tar", tar(contents)))
+    for _ in range(2):
+        assert_complete(opened(dump, path))
+
+
 def test_package_of_another_kernel(dump: demo.DemoDump, tmp_path: Path) -> None:
     path = tmp_path / "kernel.deb"
     contents = {"boot/vmlinux-6.1": files.elf_with_build_id(files.OTHER_BUILD_ID)}

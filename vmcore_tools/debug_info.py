@@ -18,7 +18,14 @@ import types
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from drgn import MainModule, MissingDebugInfoError, ModuleFileStatus, Program, RelocatableModule
+from drgn import (
+    MainModule,
+    MissingDebugInfoError,
+    Module,
+    ModuleFileStatus,
+    Program,
+    RelocatableModule,
+)
 
 from vmcore_tools import preflight, vmcoreinfo
 from vmcore_tools.build_id import build_id_of_file as build_id_of_file
@@ -29,6 +36,10 @@ from vmcore_tools.errors import TargetError, printable
 from vmcore_tools.package_names import packages as packages
 
 PathLike = Union[str, Path]
+
+#: The environment variable with the servers, and drgn's finder that asks them.
+_SERVERS = "DEBUGINFOD_URLS"
+_DEBUGINFOD = "debuginfod"
 
 #: Symbols whose run-time address VMCOREINFO has had since before 4.0.
 _VMCOREINFO_SYMBOLS = ("init_uts_ns", "_stext", "node_online_map", "swapper_pg_dir")
@@ -108,12 +119,16 @@ def load(
     options.kernel_directories = (*map(str, kernel_directories), *options.kernel_directories)
     options.directories = (*map(str, debug_directories), *options.directories)
 
+    # What is missing is told below, by name.
     with drgn_log() as messages, contextlib.suppress(MissingDebugInfoError):
         found = _vmlinux(prog, list(given), sources)
         paths = [*given, *itertools.chain(*found.values())]
         paths = [path for path in paths if os.path.realpath(path) not in instead]
-        # What is missing is told below, by name.
         _load(prog, [*paths, *instead.values()], default=True)
+    if main_module(prog).debug_file_status == ModuleFileStatus.WANT and _asks_servers(prog):
+        with drgn_log() as messages, contextlib.suppress(MissingDebugInfoError):
+            _load_from_servers(prog, [main_module(prog)])
+            _load(prog, [], default=True)
     unused = _unused(prog, [path for path in given if path in paths])
     _refuse_wrong_vmlinux(prog, [path for path in unused if preflight.is_linked(given[path])])
     if sources and main_module(prog).debug_file_status == ModuleFileStatus.HAVE:
@@ -122,6 +137,10 @@ def load(
             found[source.path] += modules
             with drgn_log(), contextlib.suppress(MissingDebugInfoError):
                 _load(prog, modules, default=False)
+    if _asks_servers(prog):
+        missing = _modules_missing(prog)
+        with drgn_log(), contextlib.suppress(MissingDebugInfoError):
+            _load_from_servers(prog, [m for m in prog.modules() if m.name in missing])
     for path, files in found.items():
         # What is used instead of a file does not tell whose it is.
         if len(_unused(prog, files)) == len(files) and not instead:
@@ -151,8 +170,14 @@ def _given(symbols: Sequence[PathLike]) -> Tuple[Dict[str, int], List[Source]]:
 
 
 def _load(prog: Program, paths: Sequence[str], default: bool) -> None:
-    try:
+    with _loading(prog):
         prog.load_debug_info(paths, default=default)
+
+
+@contextlib.contextmanager
+def _loading(prog: Program) -> Iterator[None]:
+    try:
+        yield
     except MissingDebugInfoError:
         raise
     except Exception as error:  # drgn raises Exception itself for what libelf says
@@ -163,6 +188,27 @@ def _load(prog: Program, paths: Sequence[str], default: bool) -> None:
                 f"the debug info cannot be read: {printable(str(error))}; install or copy it again"
             ) from error
         raise CompressedModules({path: with_plain_sections(path) for path in packed}) from error
+
+
+def _asks_servers(prog: Program) -> bool:
+    """Whether the user has named debuginfod servers, and drgn can ask them."""
+    return bool(os.environ.get(_SERVERS)) and _DEBUGINFOD in prog.registered_debug_info_finders()
+
+
+def _load_from_servers(prog: Program, modules: Sequence[Module]) -> None:
+    """
+    Ask the debuginfod servers, for these modules alone.
+
+    For kernels drgn leaves them out, as a vmlinux takes some servers minutes: they are asked
+    for what is nowhere else.
+    """
+    enabled = prog.enabled_debug_info_finders()
+    prog.set_enabled_debug_info_finders([_DEBUGINFOD])
+    try:
+        with _loading(prog):
+            prog.load_module_debug_info(*modules)
+    finally:
+        prog.set_enabled_debug_info_finders(enabled)
 
 
 def _vmlinux(
@@ -320,10 +366,12 @@ def _refuse_wrong_vmlinux(prog: Program, paths: Sequence[str]) -> None:
 def _missing_vmlinux(prog: Program, main: MainModule, unused: Sequence[str]) -> str:
     release = release_of(prog)
     identity = f"kernel {release} (build ID {build_id(prog) or 'not recorded in the dump'})"
-    step = (
-        f"install {packages(release)}, or set DEBUGINFOD_URLS so that drgn can fetch it, or"
-        " give its vmlinux, or the package file, with -s"
-    )
+    fetch = ""
+    if _asks_servers(prog):
+        identity += f", nor on the servers of {_SERVERS}"
+    elif _DEBUGINFOD in prog.registered_debug_info_finders():
+        fetch = f" or set {_SERVERS} to fetch it,"
+    step = f"install {packages(release)},{fetch} or give its vmlinux, or the package file, with -s"
     if main.debug_file_status == ModuleFileStatus.WANT_SUPPLEMENTARY:
         wanted = printable(main.wanted_supplementary_debug_file().supplementary_path)
         return (

@@ -38,6 +38,7 @@ PathLike = Union[str, Path]
 _PACKED = r"(?:\.(?:xz|gz|zst|bz2))?"
 _VMLINUX = re.compile(rf"vmlinux(?:[-.].+?)?{_PACKED}")
 _MODULE = re.compile(rf"(?P<name>.+?)\.ko(?:\.debug)?{_PACKED}")
+_OF_BUILD_ID = re.compile(r"(?:^|/)\.build-id/([0-9a-f]{2})/([0-9a-f]+)\.debug$")
 #: A vmlinux with DWARF has some 500 MB; nothing else of a kernel is larger.
 _FILE_BYTES_MAX = 4 << 30
 #: Of a folder that is searched: a package has some 5,000.
@@ -85,6 +86,17 @@ def module_name(path: str) -> Optional[str]:
 def is_vmlinux(path: str) -> bool:
     """Whether a file's name is that of a kernel with its symbols."""
     return _VMLINUX.fullmatch(os.path.basename(path)) is not None
+
+
+def build_id_in(path: str) -> Optional[str]:
+    """
+    The build ID that a file of a ``.build-id`` tree is named by; None for others.
+
+    >>> build_id_in("usr/lib/debug/.build-id/a1/99ec.debug")
+    'a199ec'
+    """
+    match = _OF_BUILD_ID.search(path)
+    return match[1] + match[2] if match else None
 
 
 def source_of(path: PathLike) -> Optional[Source]:
@@ -216,7 +228,7 @@ class Package:
             return [cached]
         with debug_packages.members(self.path) as members:
             for member in members:
-                if is_vmlinux(member.name):
+                if is_vmlinux(member.name) or build_id_in(member.name) == build_id:
                     path, theirs = _kept(member, build_id)
                     if path is not None:
                         return [path]
@@ -236,14 +248,16 @@ class Package:
         if index.exists():
             # A module that no distribution has is not looked for in all of it each time.
             there = set(index.read_text("utf-8").split("\n"))
-            missing = {name: missing[name] for name in missing if name in there}
+            missing = {name: id for name, id in missing.items() if {name, id} & there}
         if not missing:
             return found
+        names = {build_id: name for name, build_id in missing.items()}
         seen = set()
         with debug_packages.members(self.path) as members:
             for member in members:
-                module = module_name(member.name) or ""
-                seen.add(module)
+                build_id = build_id_in(member.name)
+                module = module_name(member.name) or names.get(build_id or "", "")
+                seen.add(build_id or module)
                 if module in missing:
                     path, _ = _kept(member, missing[module])
                     if path is not None:
