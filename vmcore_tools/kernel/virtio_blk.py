@@ -16,11 +16,20 @@ _QUEUES_MAX = 65536
 
 def is_virtio_disk(disk: Object) -> bool:
     """
-    Whether a disk is one of virtio_blk.
+    Whether a disk is one of virtio_blk, and its queues can be read.
+
+    Without the driver's debug info it is a disk like any other.
 
     :param disk: ``struct gendisk *``
     """
-    return symbol_name(disk.prog_, disk.fops.value_()) == "virtblk_fops"
+    prog = disk.prog_
+    if symbol_name(prog, disk.fops.value_()) != "virtblk_fops":
+        return False
+    try:
+        prog.type("struct virtio_blk")
+    except LookupError:
+        return False
+    return True
 
 
 def for_each_disk_queue(disk: Object) -> Iterator[Object]:
@@ -30,7 +39,6 @@ def for_each_disk_queue(disk: Object) -> Iterator[Object]:
     :param disk: ``struct gendisk *`` of virtio_blk
     :return: Iterator of ``struct virtqueue *``
     :raises drgn.helpers.ValidationError: if there are too many
-    :raises LookupError: without the debug info of virtio_blk
     """
     block = cast("struct virtio_blk *", disk.private_data)
     count = int(block.num_vqs.value_())
