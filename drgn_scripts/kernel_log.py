@@ -100,7 +100,8 @@ OOM_KILL = _rule(
     "oom-kill",
     Severity.WARNING,
     "The kernel ran out of memory and killed a task.",
-    "slabs shows what the kernel itself holds, slab-leaks what nobody refers to any more.",
+    "memory shows what RAM is used for now: anonymous, shared, slab. If processes have most of "
+    "it, look for the one that grew; if the slab has, slabs and slab-leaks show what is there.",
 )
 SLUB_REPORT = _rule(
     "VT607",
@@ -159,6 +160,8 @@ _RULES: Dict[ReportKind, Rule] = {
     ReportKind.PANIC: PANIC,
     ReportKind.KMEMLEAK: KMEMLEAK,
 }
+#: How many times as much memory one use has of another that it is not for.
+_DECISIVE = 4
 #: Panics that follow from a report, or that somebody asked for.
 _FOLLOWS = re.compile(
     r"hung_task: |softlockup: |Hard LOCKUP|Watchdog detected hard LOCKUP|RCU Stall"
@@ -245,7 +248,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
         if rule is not None:
             groups.setdefault((rule.id, *linked.signature), []).append(linked)
     for (_, *_key), group in groups.items():
-        yield _finding(_RULES[group[0].report.kind], group)
+        yield _finding(ctx, _RULES[group[0].report.kind], group)
     yield from rows
 
 
@@ -413,7 +416,7 @@ _MESSAGES: Dict[ReportKind, str] = {
 }
 
 
-def _finding(rule: Rule, group: List[_Linked]) -> Finding:
+def _finding(ctx: Context, rule: Rule, group: List[_Linked]) -> Finding:
     first = next((linked for linked in group if linked.report.pid is not None), group[0])
     report = first.report
     times = [linked.report.timestamp_ns for linked in group]
@@ -436,6 +439,12 @@ def _finding(rule: Rule, group: List[_Linked]) -> Finding:
         evidence.append(Evidence("stuck_ns", Kind.DURATION, longest * _NS_PER_SECOND))
     if report.kind is ReportKind.OOM and report.pid is not None:
         message += " and killed {comm} ({pid})"
+    if report.kind is ReportKind.OOM:
+        if report.detail.startswith("Memory cgroup"):
+            message = message.replace("The kernel", "A memory cgroup", 1)
+        told, text = _memory(ctx, report)
+        evidence += told
+        message += text
     elif report.kind is ReportKind.WORKQUEUE_LOCKUP:
         evidence.append(Evidence("works", Kind.UNTRUSTED, tuple(report.functions[:_TASKS_NAMED])))
     elif report.kind is ReportKind.RCU_STALL:
@@ -469,6 +478,37 @@ def _finding(rule: Rule, group: List[_Linked]) -> Finding:
         related=tuple(refs[1:]),
         stacks=() if first.stack is None else (first.stack.id,),
     )
+
+
+def _memory(ctx: Context, report: Report) -> Tuple[List[Evidence], str]:
+    """Who had the memory when there was none left, as the kernel itself told it; and a text."""
+    evidence: List[Evidence] = []
+    text = ""
+    victim, pages = report.victim_bytes, report.memory_pages
+    resident = [victim[name] for name in ("anon-rss", "file-rss", "shmem-rss") if name in victim]
+    if resident:
+        evidence.append(Evidence("victim_resident_bytes", Kind.BYTES, sum(resident)))
+        text += ", which had {victim_resident_bytes} of it"
+    for name in ("anon-rss", "file-rss", "shmem-rss", "total-vm"):
+        if name in victim:
+            words = "victim_" + name.replace("-", "_") + "_bytes"
+            evidence.append(Evidence(words, Kind.BYTES, victim[name]))
+    parts = (("active_anon", "inactive_anon"), ("slab_reclaimable", "slab_unreclaimable"))
+    if not all(name in pages for names in parts for name in names):
+        return evidence, text
+    page_bytes = ctx.memory.page_map.page_size_bytes
+    of_processes, slab = (sum(pages[name] for name in names) * page_bytes for names in parts)
+    evidence += [
+        Evidence("of_processes_bytes", Kind.BYTES, of_processes),
+        Evidence("shared_bytes", Kind.BYTES, pages.get("shmem", 0) * page_bytes),
+        Evidence("slab_bytes", Kind.BYTES, slab),
+    ]
+    text += "; {of_processes_bytes} were anonymous and shared memory, {slab_bytes} slab"
+    if of_processes >= _DECISIVE * slab:
+        text += ": processes had it, not the slab"
+    elif slab >= _DECISIVE * of_processes:
+        text += ": the slab had it, not processes"
+    return evidence, text
 
 
 def _unknown() -> Absent:

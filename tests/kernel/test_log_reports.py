@@ -359,8 +359,38 @@ def test_what_the_oom_killer_killed() -> None:
     assert (report.kind, report.pid, report.comm) == (ReportKind.OOM, 49358, "grep")
     older = one(OOM_3_10)
     assert (older.pid, older.comm) == (18694, "perl")
+    assert report.victim_bytes == {
+        "total-vm": 9476316 << 10,
+        "anon-rss": 6845824 << 10,
+        "file-rss": 444 << 10,
+        "shmem-rss": 0,
+    }
+    assert report.memory_pages == {}
+    assert older.victim_bytes["anon-rss"] == 1953348 << 10  # a line of its own before v4.18
     (asked,) = reports(OOM_3_10.splitlines()[0])
     assert asked.pid is None and asked.comm is None  # who asked for memory is no victim
+
+
+def test_what_memory_was_used_for_when_there_was_none() -> None:
+    invoked, *killed = records(OOM_3_10)
+    mem_info = """\
+active_anon:804 inactive_anon:35364 isolated_anon:0
+ active_file:0 inactive_file:0 isolated_file:0
+ unevictable:1000 dirty:0 writeback:0
+ slab_reclaimable:137 slab_unreclaimable:1328
+ mapped:432 shmem:3805 pagetables:77 bounce:0
+"""
+    of_node = b"Node 0 active_anon:3216kB inactive_anon:141456kB shmem:15220kB"
+    told = [invoked._replace(text=text) for text in (mem_info.encode(), of_node, of_node)]
+    (report,) = parse_reports([invoked, *told, *killed]).reports
+    assert report.memory_pages == {
+        "active_anon": 804,
+        "inactive_anon": 35364,
+        "slab_reclaimable": 137,
+        "slab_unreclaimable": 1328,
+        "shmem": 3805,
+    }
+    assert report.victim_bytes["anon-rss"] == 1953348 << 10
 
 
 def test_slub() -> None:

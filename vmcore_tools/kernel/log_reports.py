@@ -83,6 +83,10 @@ class LogReport:
     :ivar pids: other tasks that it names: the workers of these works, blocked RCU readers
     :ivar cache: slab cache
     :ivar object: the object's address as printed, which may be hashed
+    :ivar victim_bytes: what an OOM kill says of the victim: ``total-vm``, ``anon-rss``,
+        ``file-rss`` and ``shmem-rss``
+    :ivar memory_pages: what it says of all memory: ``active_anon``, ``inactive_anon``,
+        ``shmem``, ``slab_reclaimable`` and ``slab_unreclaimable``
     :ivar frames: the stack, innermost first
     :ivar more_frames: the stack was longer
     :ivar interleaved: lines of another report were between this one's, and
@@ -104,6 +108,8 @@ class LogReport:
     pids: List[int] = dataclasses.field(default_factory=list)
     cache: Optional[str] = None
     object: Optional[int] = None
+    victim_bytes: Dict[str, int] = dataclasses.field(default_factory=dict)
+    memory_pages: Dict[str, int] = dataclasses.field(default_factory=dict)
     frames: List[LogFrame] = dataclasses.field(default_factory=list)
     more_frames: bool = False
     interleaved: bool = False
@@ -269,6 +275,11 @@ _READERS = re.compile(
 )
 _READER = re.compile(r" P(\d{1,9})\b")
 _SLUB_OBJECT = re.compile(r"(?:INFO: )?Object 0x([0-9a-f]{1,16}) @offset=")
+#: __oom_kill_process(), and show_free_areas(), whose second line of nodes is in kB.
+_VICTIM = re.compile(r"\b(total-vm|anon-rss|file-rss|shmem-rss):(\d{1,12})kB")
+_MEMORY = re.compile(
+    r"\b(active_anon|inactive_anon|shmem|slab_reclaimable|slab_unreclaimable):(\d{1,12})(?![\dk])"
+)
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b|\d+")
 
 _Caller = Union[None, Tuple[str, int]]
@@ -350,6 +361,7 @@ class _Parser:
                 count=_integer(found.get("count")),
                 cache=found.get("cache"),
                 object=int(address, 16) if address else None,
+                victim_bytes=_victim(text) if kind is ReportKind.OOM else {},
             )
         return None
 
@@ -435,6 +447,7 @@ def _continues(earlier: LogReport, later: LogReport) -> bool:
 def _merge(report: LogReport, line: LogReport) -> None:
     if report.kind is ReportKind.OOM:
         report.pid, report.comm, report.detail = line.pid, line.comm, line.detail or report.detail
+        report.victim_bytes.update(line.victim_bytes)
         return
     if line.kind is ReportKind.REFCOUNT:
         report.kind, report.detail, report.text = line.kind, line.detail, line.text
@@ -492,12 +505,21 @@ def _detail(report: LogReport, line: str) -> bool:
                 report.functions.append(name)
         _add_pids(report, [pid for pid, _ in found])
         return bool(works)
+    if report.kind is ReportKind.OOM:
+        told = _MEMORY.findall(line)
+        for name, pages in told:
+            report.memory_pages.setdefault(name, int(pages))
+        return bool(told)
     if report.kind is ReportKind.SLUB and report.object is None:
         printed = _SLUB_OBJECT.match(line)
         if printed:
             report.object = int(printed.group(1), 16)
         return bool(printed)
     return False
+
+
+def _victim(text: str) -> Dict[str, int]:
+    return {name: int(kib) << 10 for name, kib in _VICTIM.findall(text)}
 
 
 def _add_pids(report: LogReport, pids: Iterable[str]) -> None:
