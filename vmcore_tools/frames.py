@@ -47,6 +47,16 @@ def stack_of_trace(prog: Program, trace: StackTrace) -> Stack:
     return Stack(tuple(frames))
 
 
+def signature_functions(stack: Stack) -> List[str]:
+    """
+    The functions of a stack that are the same in any dump of a bug, the innermost first.
+
+    What the compiler has made part of another function of a module, only the
+    module's debug info tells; of vmlinux that is always there.
+    """
+    return [frame.function for frame in stack.frames if not (frame.inline and frame.module)]
+
+
 def _frame(prog: Program, frame: StackFrame) -> Frame:
     offset: Optional[int] = None
     size: Optional[int] = None
