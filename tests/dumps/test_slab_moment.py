@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator
 import numpy as np
 import pytest
 from drgn.helpers.linux.mm import virt_to_phys
+from drgn.helpers.linux.percpu import per_cpu_ptr
 
 from tests.dumps.conftest import ShippedDump
 from tests.dumps.test_slabs import Damaged, analysis, analyze, evidence, rows
@@ -126,6 +127,19 @@ def test_a_cache_pointer_of_a_slab_that_was_being_set_up(changing: Changing) -> 
     result = analyze(changing.target)
     assert result.findings == ()
     assert CHANGED in {gap.reason for gap in result.gaps}
+
+
+def test_a_cpus_free_object_of_a_slab_that_is_newer(changing: Changing) -> None:
+    cache = changing.index.caches[changing.index.cache[changing.victim()]]
+    freelist = per_cpu_ptr(cache.cache.cpu_slab, 0).freelist.address_of_().value_()
+    other = next(known for known in changing.index.caches if known.name != cache.name)
+    number = changing.index.cache_number(other.cache)
+    elsewhere = int(changing.index.address[changing.index.cache == number][0])
+    changing.at_first(freelist, elsewhere)
+    result = analyze(changing.target)
+    assert result.findings == ()
+    (gap,) = result.gaps
+    assert (gap.what, gap.reason) == ("slab", CHANGED)
 
 
 def test_damage_that_stays_is_found(demo_dump: ShippedDump, changing: Changing) -> None:
