@@ -118,7 +118,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
             confidence=Confidence.PROVEN,
             message=(
                 f"{{count}} loaded {plural(len(missing), 'module has', 'modules have')} no debug"
-                " info: {modules}. Of what came with the kernel it is in {packages}."
+                " info: {modules}. That of those which came with the kernel is in {packages}."
             ),
             subject=Ref("module", missing[0].module),
             evidence=(

@@ -8,8 +8,8 @@ from vmcore_tools.kernel.modules import modules_without_debug_info
 
 #: What to do about them.
 NEXT_STEP = (
-    "give the debug package that this vmlinux is of, or the folder that it was unpacked to, with"
-    " -s: the modules' debug info is in it, too"
+    "give the debug package that has this vmlinux, or its unpacked folder, with -s"
+    " (of a module that was built apart: its .ko)"
 )
 
 

@@ -8,6 +8,7 @@ would end a wait for it is not known, and who is known can be the wrong one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Callable, Iterator, List, Set, Tuple
 
@@ -86,10 +87,8 @@ def _modules_of(node: Node) -> Iterator[str]:
     """Where an object is, if that is in a module without debug info; of a fence, its functions."""
     prog, addresses = node.object.prog_, [int(node.object.value_())]
     if node.kind == FENCE:
-        try:
+        with contextlib.suppress(FaultError):  # following the fence has told
             addresses.append(int(node.object.ops.value_()))
-        except FaultError:
-            pass  # following the fence has told
     for address in addresses:
         module = module_without_debug_info(prog, address)
         if module is not None:
