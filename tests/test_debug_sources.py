@@ -272,7 +272,7 @@ def with_compressed_sections(module: Path, path: Path, kind: str) -> None:
     assert path.stat().st_size < module.stat().st_size
 
 
-@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+@pytest.mark.parametrize("kind", ["zlib", "zstd", "zlib-gnu"])
 @pytest.mark.parametrize("how", ["file", "folder", "debug directory"])
 def test_compressed_sections(
     dump: demo.DemoDump, tmp_path: Path, vmlinux: Path, module: Path, kind: str, how: str

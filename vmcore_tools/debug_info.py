@@ -179,15 +179,23 @@ def _loading(prog: Program) -> Iterator[None]:
     try:
         yield
     except MissingDebugInfoError:
+        _refuse_compressed(prog)
         raise
     except Exception as error:  # drgn raises Exception itself for what libelf says
-        files = [module.debug_file_path for module in prog.modules()]
-        packed = [path for path in files if path and has_compressed_sections(path)]
-        if not packed:
-            raise TargetError(
-                f"the debug info cannot be read: {printable(str(error))}; install or copy it again"
-            ) from error
-        raise CompressedModules({path: with_plain_sections(path) for path in packed}) from error
+        _refuse_compressed(prog)
+        raise TargetError(
+            f"the debug info cannot be read: {printable(str(error))}; install or copy it again"
+        ) from error
+    else:
+        # In what is compressed in the old way drgn has found nothing.
+        _refuse_compressed(prog)
+
+
+def _refuse_compressed(prog: Program) -> None:
+    files = [module.debug_file_path for module in prog.modules()]
+    packed = [path for path in files if path and has_compressed_sections(path)]
+    if packed:
+        raise CompressedModules({path: with_plain_sections(path) for path in packed})
 
 
 def _asks_servers(prog: Program) -> bool:

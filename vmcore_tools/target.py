@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from drgn import Architecture, FaultError, Platform, Program, ProgramFlags
 from drgn.helpers import ValidationError
@@ -193,12 +193,15 @@ def _loaded(
     :param program: makes one without
     """
     where = symbols, kernel_directories, debug_directories
-    prog = program()
-    try:
-        return prog, debug_info.load(prog, *where)
-    except debug_info.CompressedModules as error:
+    instead: Dict[str, str] = {}
+    while True:
         prog = program()
-        return prog, debug_info.load(prog, *where, error.instead)
+        try:
+            return prog, debug_info.load(prog, *where, instead)
+        except debug_info.CompressedModules as error:
+            if error.instead.keys() <= instead.keys():
+                raise TargetError(f"{error}, and it cannot be read; give it with -s") from error
+            instead.update(error.instead)
 
 
 def from_program(prog: Program) -> Target:
