@@ -26,7 +26,7 @@ from drgn.helpers import ValidationError
 from drgn.helpers.linux.sched import task_cpu
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
-from vmcore_tools.frames import task_stack
+from vmcore_tools.frames import signature_functions, task_stack
 from vmcore_tools.kernel.printk import LogRecord, log_records
 from vmcore_tools.kernel.task import (
     for_each_bounded_task,
@@ -51,14 +51,22 @@ from vmcore_tools.model import (
     Stack,
     column,
 )
-from vmcore_tools.wait_findings.causes import ExplainedWaits, explain_waits
+from vmcore_tools.wait_findings.causes import (
+    Awaited,
+    ExplainedWaits,
+    cause_pid,
+    cause_rule,
+    explain_waits,
+)
+from vmcore_tools.wait_findings.place import SleepPlace, sleep_place
+from vmcore_tools.wait_findings.unknown import WAKER_UNKNOWN
+from vmcore_tools.words import plural
 
 _NS_PER_SECOND = 1_000_000_000
 #: Tasks that a finding names; the count is always whole.
 _TASKS_NAMED = 20
 #: Frames behind the wait that make up a signature.
 _SIGNATURE_FRAMES = 4
-_NO_CAUSE = Absent("none was found")
 
 HUNG = Rule(
     id="VT301",
@@ -102,7 +110,7 @@ class BlockedTask:
     comm: str = column(Kind.SENSITIVE)
     cpu: int = column(Kind.NUMBER)
     wait_ns: Maybe[int] = column(Kind.DURATION)
-    waits_for: str = column(Kind.TEXT)
+    waits_for: Maybe[str] = column(Kind.TEXT)
     called_from: Maybe[str] = column(Kind.TEXT)
     killable: bool = column(Kind.TEXT)
     in_iowait: bool = column(Kind.TEXT)
@@ -114,93 +122,27 @@ class BlockedTask:
     stack: str = column(Kind.STACK)
 
 
-#: Functions that wait, and the kernel's word for the wait. The generic ones
-#: are used by the others: a specific one within a few frames names the wait.
-_SPECIFIC_WAITS: Tuple[Tuple[str, str], ...] = (
-    (r"(__)?flush_work", "flush_work"),
-    (r"(__)?flush_workqueue|drain_workqueue", "flush_workqueue"),
-    (r"(__)?cancel_(delayed_)?work.*", "cancel_work_sync"),
-    (r"(__)?mutex_lock.*|__ww_mutex_lock.*|ww_mutex_lock.*", "mutex"),
-    (r"(__)?rt_mutex_.*lock.*|rtlock_slowlock.*", "rt_mutex"),
-    (r"(rwsem_down_|__?down_read|__?down_write|down_read|down_write).*", "rwsem"),
-    (r"percpu_(down_|rwsem_).*|__percpu_down_read", "percpu_rwsem"),
-    (r"__down(_.*)?|down(_timeout|_killable|_interruptible)?", "semaphore"),
-    (r"dma_fence_(default_)?wait.*|dma_resv_wait.*", "dma_fence"),
-    (r"synchronize_rcu.*|__wait_rcu_gp|rcu_barrier|wait_rcu_.*", "rcu"),
-    (r"__?synchronize_srcu.*", "srcu"),
-    (r"kthread_(stop|park).*", "kthread"),
-    (r"virtio_gpu_queue_.*", "virtqueue"),
-    (r"(wait_on_page|folio_wait|wait_on_folio|__lock_page|__folio_lock|page_lock).*", "page"),
-    (r"(__)?wait_on_buffer|__lock_buffer", "buffer"),
-    (r"(out_of_line_)?wait_on_bit.*|__wait_on_bit.*", "bit"),
-    (r"kernel_clone|_do_fork|wait_for_vfork_done", "vfork"),
-    (r"msleep|schedule_timeout_uninterruptible|usleep_range.*|schedule_hrtimeout.*", "timer"),
-)
-_GENERIC_WAITS: Tuple[Tuple[str, str], ...] = (
-    (r"wait_for_(common|completion).*|do_wait_for_common|__wait_for_common", "completion"),
-    (r"io_schedule.*|blk_mq_get_tag|bit_wait_io", "io"),
-    (r"prepare_to_wait.*|do_wait_intr.*|wait_woken", "wait queue"),
-)
-#: Frames behind a generic wait in which the specific one must stand.
-_CALLERS_LOOKED_AT = 4
-#: What is between a wait and the switch to another task.
-_SCHEDULER = re.compile(
-    r"(__)?schedule(_timeout|_preempt_disabled)?|context_switch|__switch_to(_asm)?"
-    r"|preempt_schedule.*|schedule_rtlock|__schedule_loop"
-)
-
-
-def _match(function: str, waits: Tuple[Tuple[str, str], ...]) -> Optional[str]:
-    # GCC's clones: foo.isra.0, foo.constprop.1, foo.part.2.
-    base = function.partition(".")[0]
-    for pattern, name in waits:
-        if re.fullmatch(pattern, base):
-            return name
-    return None
-
-
-def name_wait(functions: List[str]) -> Tuple[str, Optional[str]]:
-    """
-    What a stack waits for, and the first function behind the wait.
-
-    :param functions: names, the innermost first
-    """
-    names = list(functions)
-    while names and _SCHEDULER.fullmatch(names[0].partition(".")[0]):
-        names.pop(0)
-    kind: Optional[str] = None
-    last = -1
-    for number, name in enumerate(names[: _CALLERS_LOOKED_AT + last + 2]):
-        generic = _match(name, _GENERIC_WAITS)
-        if generic is not None and kind is None:
-            kind, last = generic, number
-        elif generic is not None:
-            last = number
-    limit = last + 1 + _CALLERS_LOOKED_AT
-    for number, name in enumerate(names[:limit]):
-        specific = _match(name, _SPECIFIC_WAITS)
-        if specific is not None:
-            kind, last = specific, number
-            # The outermost function of the same wait: flush_work, not __flush_work.
-            while last + 1 < len(names) and _match(names[last + 1], _SPECIFIC_WAITS) == specific:
-                last += 1
-            break
-    if kind is None:
-        return "unknown", names[0] if names else None
-    caller = names[last + 1] if last + 1 < len(names) else None
-    return kind, caller
-
-
 @dataclasses.dataclass(frozen=True)
 class _Blocked:
+    """
+    A task in uninterruptible sleep.
+
+    :ivar waits_for: the kernel's word, by the stack or else by wait-graph
+    :ivar cause: what keeps it waiting
+    :ivar causes: what it is itself the cause of
+    """
+
     task: Object
     pid: int
     comm: str
     wait_ns: Optional[int]
     stack: Stack
-    waits_for: str
-    called_from: Optional[str]
+    place: SleepPlace
+    waits_for: Optional[str]
     cause: Optional[Finding]
+    causes: Optional[Finding]
+    awaited: Optional[Awaited]
+    not_found: bool
     named: bool
 
     @property
@@ -230,23 +172,17 @@ def analyze(ctx: Context) -> Iterator[Any]:
             comm=task.comm,
             cpu=task_cpu(task.task),
             wait_ns=_maybe(task.wait_ns, "the task has no time of its last run"),
-            waits_for=task.waits_for,
-            called_from=_maybe(task.called_from, "the stack ends there"),
+            waits_for=_maybe(task.waits_for, "no function on the stack tells"),
+            called_from=_maybe(task.place.called_from, "the stack ends there"),
             killable=is_killable(task.task),
             in_iowait=bool(task.task.in_iowait.value_()),
             oldest=task.pid == oldest,
             named_by_khungtaskd=task.named,
-            cause=_NO_CAUSE if task.cause is None else task.cause.rule.id,
-            cause_pid=_cause_pid(task.cause),
+            cause=cause_rule(task.cause, task.causes),
+            cause_pid=cause_pid(task.cause, task.causes, task.task.value_()),
             task=task.task.value_(),
             stack=task.stack.id,
         )
-
-
-def _cause_pid(cause: Optional[Finding]) -> Maybe[int]:
-    if cause is None:
-        return _NO_CAUSE
-    return Absent("the cause is no task") if cause.subject.pid is None else cause.subject.pid
 
 
 def _maybe(value: Any, reason: str) -> Any:
@@ -256,6 +192,8 @@ def _maybe(value: Any, reason: str) -> Any:
 def _blocked_tasks(ctx: Context) -> List[_Blocked]:
     blocked = []
     waits = _waits(ctx)
+    if waits is not None:
+        waits.count_unseen_modules(ctx)
     unread = waits.view.chains.without_wait if waits is not None else set()
     named = _named_by_khungtaskd(ctx)
     now_ns = sched_now_ns(ctx.prog) if waits is None else waits.view.now_ns
@@ -268,10 +206,10 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
             stack = waits.view.stack(task) if waits and unwound else task_stack(task)
             if any(frame.function == "__refrigerator" for frame in stack.frames):
                 continue  # frozen on purpose
-            waits_for, called_from = name_wait([frame.function for frame in stack.frames])
+            place = sleep_place([frame.function for frame in stack.frames])
             pid, wait_ns = int(task.pid.value_()), sleep_time_ns(task, now_ns)
-            cause = None if waits is None else waits.cause_of(task.value_())
-            if cause is None and task.value_() in unread:
+            known = None if waits is None else waits.of_task(task.value_())
+            if (known is None or known.cause is None) and task.value_() in unread:
                 reason = "what the task waits for cannot be read"
                 ctx.coverage.gap("cause of a wait", reason, task.value_())
             message = named.get((pid, task.comm.string_()))
@@ -282,9 +220,12 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
                     task_comm(task),
                     wait_ns,
                     stack,
-                    waits_for,
-                    called_from,
-                    cause,
+                    place,
+                    place.kind or (known.kind if known else None),
+                    known.cause if known else None,
+                    known.causes if known else None,
+                    known.awaited if known else None,
+                    known is not None and not known.found,
                     message is not None and message.is_of_sleep(wait_ns, now_ns),
                 )
             )
@@ -379,8 +320,9 @@ def _finding(
         Evidence("pid", Kind.PID, first.pid),
         Evidence("comm", Kind.SENSITIVE, first.comm),
         Evidence("wait_ns", Kind.DURATION, first.wait_ns),
-        Evidence("waits_for", Kind.TEXT, first.waits_for),
-        Evidence("called_from", Kind.TEXT, _maybe(first.called_from, "the stack ends there")),
+        Evidence("waits_for", Kind.TEXT, _maybe(first.waits_for, "no function on the stack tells")),
+        Evidence("function", Kind.TEXT, _function(first.place)),
+        Evidence("called_from", Kind.TEXT, _maybe(first.place.called_from, "the stack ends there")),
         Evidence("threshold_ns", Kind.DURATION, threshold_ns),
         Evidence("pids", Kind.PID, tuple(task.pid for task in hung[:_TASKS_NAMED])),
         Evidence("comms", Kind.SENSITIVE, tuple(task.comm for task in hung[:_TASKS_NAMED])),
@@ -391,55 +333,118 @@ def _finding(
         ),
         Evidence("has_oldest", Kind.TEXT, any(task.pid == oldest for task in hung)),
     ]
-    message = "{comm} ({pid}) has been in uninterruptible sleep for {wait_ns}"
+    sleep = "killable" if rule is HUNG_KILLABLE else "uninterruptible"
+    message = f"{{comm}} ({{pid}}) has been in {sleep} sleep for {{wait_ns}}"
     # Of one that cannot be unwound there are at most the frames of the wait itself.
-    unread = () if first.called_from is not None else ("the stack behind the wait",)
-    message += "; its stack breaks off" if unread else " in {waits_for}, called from {called_from}"
+    unread = () if first.place.called_from is not None else ("the stack behind the wait",)
+    message += "; its stack breaks off" if unread else " in {function}, called from {called_from}"
     if len(hung) > 1:
         message += "; {tasks} tasks hang there"
     notes = []
     if any(task.named for task in hung):
         notes.append("khungtaskd named PID {named_by_khungtaskd} in the log")
     if any(task.pid == oldest for task in hung):
-        notes.append("no task has slept longer")
+        notes.append("no task in uninterruptible sleep has slept longer")
     if notes:
         message += " (" + "; ".join(notes) + ")"
-    causes = _causes(hung)
-    if causes:
-        evidence.append(Evidence("causes", Kind.TEXT, tuple(map(_name, causes))))
-        message += "; wait-graph names the cause: {causes}"
-    functions = [frame.function for frame in first.stack.frames]
+    causes = _different(task.cause for task in hung)
+    for text, facts in _of_waits(hung, causes):
+        message += f"; {text}"
+        evidence += facts
+    refs = [
+        *(cause.subject for cause in causes),
+        *(Ref("task", t.comm, t.task.value_(), t.pid, Kind.SENSITIVE) for t in hung[:_TASKS_NAMED]),
+    ]
+    related = dict.fromkeys(ref for ref in refs if ref.address != first.task.value_())
+    functions = signature_functions(first.stack)
+    place = sleep_place(functions)
     return Finding(
         rule=rule,
         confidence=Confidence.LIKELY if unread else Confidence.PROVEN,
         message=message + ".",
         subject=Ref("task", first.comm, first.task.value_(), first.pid, Kind.SENSITIVE),
         evidence=tuple(evidence),
-        signature_key=(first.waits_for, *_signature_functions(functions, first.called_from)),
-        related=(
-            *(cause.subject for cause in causes),
-            *(
-                Ref("task", task.comm, task.task.value_(), task.pid, Kind.SENSITIVE)
-                for task in hung[1:_TASKS_NAMED]
-            ),
+        signature_key=(
+            place.kind or "unknown",
+            *_signature_functions(functions, place),
         ),
+        related=tuple(related),
         stacks=(first.stack.id,),
         unread=unread,
+        explained=all(
+            any(_explains(found, rule) for found in (task.cause, task.causes)) for task in hung
+        ),
     )
 
 
-def _causes(hung: List[_Blocked]) -> List[Finding]:
-    """The different causes of some tasks, in their order."""
-    return list({id(task.cause): task.cause for task in hung if task.cause is not None}.values())
+def _of_waits(
+    hung: List[_Blocked], causes: List[Finding]
+) -> Iterator[Tuple[str, Tuple[Evidence, ...]]]:
+    """What wait-graph knows of the waits of some tasks, for the message."""
+    named = [cause for cause in causes if cause.rule is not WAKER_UNKNOWN]
+    if named:
+        facts: Tuple[Evidence, ...] = (Evidence("causes", Kind.TEXT, tuple(map(_name, named))),)
+        yield "wait-graph names the cause: {causes}", facts
+    awaited = hung[0].awaited if len({task.awaited for task in hung}) == 1 else None
+    facts = () if awaited is None else (Evidence("awaited", Kind.UNTRUSTED, awaited.name),)
+    itself = [task for task in hung if task.causes is not None]
+    if itself:
+        caused = _different(task.causes for task in itself)
+        facts += (Evidence("cause_of", Kind.TEXT, tuple(map(_name, caused))),)
+        who = "it is itself the cause of {cause_of}"
+        if len(hung) > 1:
+            who = "PID {itself_the_cause} is itself the cause of {cause_of}"
+            pids = tuple(task.pid for task in itself)
+            facts += (Evidence("itself_the_cause", Kind.PID, pids),)
+        victims = sum(_victims(finding) for finding in caused)
+        if victims:
+            facts += (Evidence("behind_it", Kind.COUNT, victims),)
+            who += f" ({{behind_it}} {plural(victims, 'task waits', 'tasks wait')} behind it)"
+        if awaited is not None:
+            who += ", and waits for {awaited}"
+            who += ", which nobody is known to end" if awaited.unended else ""
+        yield who, facts
+    elif len(named) < len(causes):
+        yield "wait-graph knows nobody who would end it (VT318)", ()
+    lost = sum(task.not_found for task in hung)
+    if lost:
+        text = "wait-graph did not find what it waits for"
+        if len(hung) > 1:
+            wait = plural(lost, "waits", "wait")
+            text = f"wait-graph did not find what {{not_found}} of them {wait} for"
+        yield text, (Evidence("not_found", Kind.COUNT, lost),)
+
+
+def _victims(finding: Finding) -> int:
+    counts = (item.value for item in finding.evidence if item.name == "victims")
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _different(findings: Iterable[Optional[Finding]]) -> List[Finding]:
+    """Each of some findings once, in their order."""
+    return list({id(found): found for found in findings if found is not None}.values())
+
+
+def _explains(found: Optional[Finding], rule: Rule) -> bool:
+    if found is None or found.rule is WAKER_UNKNOWN:
+        return False
+    return found.rule.severity >= rule.severity
 
 
 def _name(cause: Finding) -> str:
     return f"{cause.rule.id} {cause.rule.slug} ({cause.confidence.name.lower()})"
 
 
-def _signature_functions(functions: List[str], caller: Optional[str]) -> List[str]:
+def _function(place: SleepPlace) -> Maybe[str]:
+    if place.function is None:
+        return Absent("the stack cannot be unwound")
+    return place.function.partition(".")[0]
+
+
+def _signature_functions(functions: List[str], place: SleepPlace) -> List[str]:
     """The callers of the wait, without the compiler's suffixes."""
-    start = functions.index(caller) if caller in functions else 0
+    first = place.function if place.kind is None else place.called_from
+    start = functions.index(first) if first in functions else 0
     return [name.partition(".")[0] for name in functions[start : start + _SIGNATURE_FRAMES]]
 
 

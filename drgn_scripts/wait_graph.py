@@ -27,12 +27,18 @@ what devices other than virtio_gpu are doing.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
 from vmcore_tools.kernel.task import task_comm
-from vmcore_tools.model import Absent, Finding, Kind, Maybe, column
-from vmcore_tools.wait_findings.causes import CAUSES, explain_waits
+from vmcore_tools.model import Absent, Kind, Maybe, column
+from vmcore_tools.wait_findings.causes import (
+    CAUSES,
+    ExplainedWaits,
+    cause_pid,
+    cause_rule,
+    explain_waits,
+)
 from vmcore_tools.wait_findings.queues import waited_for_queues
 from vmcore_tools.wait_findings.unknown import WakerUnknown
 from vmcore_tools.wait_findings.view import WaitView, maybe
@@ -74,19 +80,33 @@ class Virtqueue:
 
 def analyze(ctx: Context) -> Iterator[Any]:
     waits = explain_waits(ctx)
+    waits.count_unseen_modules(ctx)
     try:
         for finding in waits.findings:
             for id in finding.stacks:
                 yield waits.view.shown_stack(id)
             yield finding
+        _count_not_found(ctx, waits)
         for key in (*waits.view.asleep, *waits.view.in_fences):
-            yield from _row(waits.view, key, waits.blamed.get(key))
+            yield from _row(waits, key)
         yield from _virtqueues(waits.view)
     finally:
         waits.count_gaps(ctx.coverage)
 
 
-def _row(view: WaitView, key: str, cause: Optional[Finding]) -> Iterator[Any]:
+def _count_not_found(ctx: Context, waits: ExplainedWaits) -> None:
+    """The tasks that hang, and nobody knows for what."""
+    view = waits.view
+    for key in view.asleep:
+        address = int(view.node(key).object.value_())
+        known = waits.of_task(address)
+        # Those that could not be read are counted already.
+        if known is not None and not known.found and view.waits[key] >= view.threshold_ns:
+            ctx.coverage.gap("task", "what it waits for was not found", address)
+
+
+def _row(waits: ExplainedWaits, key: str) -> Iterator[Any]:
+    view, cause, causes = waits.view, waits.blamed.get(key), waits.culprits.get(key)
     node = view.chains.nodes[key]
     task, wait = node.object, node.wait
     stack = view.stack(task)
@@ -99,8 +119,8 @@ def _row(view: WaitView, key: str, cause: Optional[Finding]) -> Iterator[Any]:
         waits_for=unknown if wait is None else wait.kind,
         object=_waited_for(view, key),
         evidence=unknown if wait is None else wait.evidence,
-        cause=Absent("none was found") if cause is None else cause.rule.id,
-        cause_pid=maybe(None if cause is None else cause.subject.pid),
+        cause=cause_rule(cause, causes),
+        cause_pid=cause_pid(cause, causes, task.value_()),
         task=int(task.value_()),
         stack=stack.id,
     )
@@ -145,7 +165,7 @@ ANALYSIS = Analysis(
             metavar="N",
         ),
     ),
-    requires=Requires(types=("struct task_struct",)),
+    requires=Requires(builtin=("struct task_struct",)),
 )
 
 if __name__ == "__main__":

@@ -135,3 +135,12 @@ def test_rules_that_are_ranked_together_are_listed_as_the_analysis_has_them() ->
     rules = [last, first, HUNG, dataclasses.replace(HUNG, id="VT401")]
     found = sorted((hung(rule=rule) for rule in rules), key=Finding.sort_key)
     assert [finding.rule.id for finding in found] == ["VT301", "VT318", "VT311", "VT401"]
+
+
+def test_what_another_explains_is_listed_behind_it_and_before_what_is_less_severe() -> None:
+    worse = dataclasses.replace(HUNG, severity=Severity.ERROR)
+    rule = dataclasses.replace(worse, id="VT311")
+    cause = hung(rule=rule, confidence=Confidence.SUSPECTED)
+    symptom = hung(rule=worse, explained=True, confidence=Confidence.PROVEN)
+    found = sorted([hung(), symptom, cause], key=Finding.sort_key)
+    assert found == [cause, symptom, hung()]

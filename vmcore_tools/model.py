@@ -234,6 +234,7 @@ class Finding:
     unread: Tuple[str, ...] = ()  #: what could still refute it
     graph: Optional[Graph] = None
     known_issues: Tuple[KnownIssue, ...] = ()  #: the runner sets it, no analysis
+    explained: bool = False  #: by another finding that is at least as severe, and listed first
     #: What goes on after the signature key; None: this kernel did not record it.
     clues: Optional[Tuple[str, ...]] = ()
 
@@ -244,7 +245,7 @@ class Finding:
 
     def sort_key(self) -> Tuple[Any, ...]:
         rule = self.rule
-        return (-rule.severity, -self.confidence, rule.ranked_with or rule.id)
+        return (-rule.severity, self.explained, -self.confidence, rule.ranked_with or rule.id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,7 +348,7 @@ class Report:
 
     @property
     def findings(self) -> Tuple[Finding, ...]:
-        """The worst and surest first; equals stay in the analyses' order."""
+        """The worst first, causes before what they explain; then the surest, as analyses order."""
         found = [f for analysis in self.analyses for f in analysis.findings]
         return tuple(sorted(found, key=Finding.sort_key))
 

@@ -1,115 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How waits are named from stacks, and what khungtaskd's messages say."""
+"""What is said of tasks that hang, and what khungtaskd's messages say."""
 
 from __future__ import annotations
 
-from typing import List, Optional
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, Dict, Optional, Tuple
 
 import pytest
 
-from drgn_scripts.hung_tasks import HungMessage, name_wait, named_in_log
+from drgn_scripts import hung_tasks
+from drgn_scripts.hung_tasks import HUNG, HUNG_KILLABLE, HungMessage, named_in_log
+from tests.sample_report import hung
 from vmcore_tools.kernel.printk import LogRecord
+from vmcore_tools.model import Evidence, Finding, Kind, Ref, Rule, Severity, Stack
+from vmcore_tools.report.format import message_text
+from vmcore_tools.wait_findings.causes import Awaited
+from vmcore_tools.wait_findings.lock import HOLDER_ASLEEP
+from vmcore_tools.wait_findings.place import SleepPlace
+from vmcore_tools.wait_findings.unknown import WAKER_UNKNOWN
 
 SECOND = 1_000_000_000
-
-# Stacks as kernels print them; the first is of the case that this analysis grew from.
-DRAIN_ALL_PAGES = [
-    *("__schedule", "schedule", "schedule_timeout", "do_wait_for_common", "wait_for_common"),
-    *("wait_for_completion", "__flush_work", "flush_work", "drain_all_pages"),
-    *("__alloc_pages_nodemask", "ttm_pool_populate"),
-]
-
-
-@pytest.mark.parametrize(
-    ("functions", "waits_for", "called_from"),
-    [
-        (DRAIN_ALL_PAGES, "flush_work", "drain_all_pages"),
-        (
-            [
-                "context_switch",
-                "__schedule",
-                "schedule",
-                "schedule_preempt_disabled",
-                "__mutex_lock_common",
-                "__mutex_lock.constprop.0",
-                "mutex_lock",
-                "do_thing",
-                "vfs_x",
-            ],
-            "mutex",
-            "do_thing",
-        ),
-        (
-            ["__schedule", "schedule", "rwsem_down_write_slowpath", "down_write", "do_mmap"],
-            "rwsem",
-            "do_mmap",
-        ),
-        (
-            ["__schedule", "schedule", "io_schedule", "wait_on_page_bit", "filemap_read"],
-            "page",
-            "filemap_read",
-        ),
-        (
-            ["__schedule", "schedule", "schedule_timeout", "io_schedule_timeout", "blk_thing"],
-            "io",
-            "blk_thing",
-        ),
-        (
-            [
-                "__schedule",
-                "schedule",
-                "schedule_timeout",
-                "dma_fence_default_wait",
-                "dma_fence_wait_timeout",
-                "virtio_gpu_wait_ioctl",
-            ],
-            "dma_fence",
-            "virtio_gpu_wait_ioctl",
-        ),
-        (
-            [
-                "__schedule",
-                "schedule",
-                "virtio_gpu_queue_ctrl_sgs",
-                "virtio_gpu_queue_fenced_ctrl_buffer",
-                "virtio_gpu_cmd_submit",
-            ],
-            "virtqueue",
-            "virtio_gpu_cmd_submit",
-        ),
-        (
-            ["__schedule", "schedule", "schedule_timeout", "wait_for_completion", "my_driver"],
-            "completion",
-            "my_driver",
-        ),
-        (
-            [
-                "__schedule",
-                "schedule",
-                "schedule_timeout",
-                "wait_for_completion",
-                "__wait_rcu_gp",
-                "synchronize_rcu",
-                "my_driver",
-            ],
-            "rcu",
-            "my_driver",
-        ),
-        (["__schedule", "schedule", "some_driver_wait", "vfs_read"], "unknown", "some_driver_wait"),
-        (["__schedule", "schedule"], "unknown", None),
-        ([], "unknown", None),
-    ],
-)
-def test_the_wait_is_named_from_the_stack(
-    functions: List[str], waits_for: str, called_from: Optional[str]
-) -> None:
-    assert name_wait(functions) == (waits_for, called_from)
-
-
-def test_a_wait_further_down_the_stack_is_not_this_wait() -> None:
-    # The mutex is held by the caller; what sleeps now is the completion.
-    functions = ["__schedule", "schedule", "wait_for_completion", "a", "b", "c", "d", "e"]
-    assert name_wait([*functions, "mutex_lock", "f"]) == ("completion", "a")
 
 
 def test_khungtaskd_messages_name_their_tasks() -> None:
@@ -163,3 +74,100 @@ def test_nobody_is_named_by_what_user_space_wrote() -> None:
     assert named_in_log([LogRecord(3, 0, 3, text.replace(b"Xorg", b"a\n:7"), 1)]) == {
         (48, b"a\n:7"): HungMessage(0, 10)
     }
+
+
+# What is said of tasks that hang.
+
+
+def cause(rule: Rule, pid: Optional[int], victims: int) -> Finding:
+    subject = Ref("task", "holder", 0x1000 + pid, pid) if pid else Ref("rwsem", "", 0x9000)
+    evidence = (Evidence("victims", Kind.COUNT, victims),)
+    return dataclasses.replace(hung(), rule=rule, subject=subject, evidence=evidence)
+
+
+def blocked(pid: int, **changed: Any) -> hung_tasks._Blocked:
+    task: Any = SimpleNamespace(value_=lambda: 0x1000 + pid)
+    place = SleepPlace("mutex", "mutex_lock.constprop.0", "do_thing")
+    known: Dict[str, Any] = {"cause": None, "causes": None, "awaited": None, "not_found": False}
+    fields = {**known, "named": False, "waits_for": "mutex", **changed}
+    return hung_tasks._Blocked(task, pid, "holder", 9 * SECOND, Stack(()), place, **fields)
+
+
+def said(*tasks: hung_tasks._Blocked, rule: Rule = HUNG) -> Tuple[str, Finding]:
+    found = hung_tasks._finding(rule, list(tasks), tasks[0].pid, 3 * SECOND)
+    return message_text(found), found
+
+
+BEHIND = cause(HOLDER_ASLEEP, 111, 250)
+
+
+def test_who_waits_behind_a_cause_has_it_and_comes_after_it() -> None:
+    text, found = said(blocked(112, cause=BEHIND))
+    assert text == (
+        "holder (112) has been in uninterruptible sleep for 9.0 s in mutex_lock, called from "
+        "do_thing (no task in uninterruptible sleep has slept longer); wait-graph names the cause: "
+        f"VT313 lock-holder-asleep ({BEHIND.confidence.name.lower()})."
+    )
+    assert found.related == (BEHIND.subject,)
+    assert found.explained
+
+
+def test_the_cause_itself_is_no_victim_of_it() -> None:
+    never = Awaited("completion vmwaits_never", True)
+    text, found = said(blocked(111, causes=BEHIND, awaited=never))
+    assert "wait-graph names" not in text
+    assert "; it is itself the cause of VT313 lock-holder-asleep" in text
+    assert text.endswith(
+        " (250 tasks wait behind it), and waits for completion vmwaits_never, which nobody is "
+        "known to end."
+    )
+    assert found.related == ()
+    assert found.explained
+
+
+def test_a_cause_with_one_behind_it_that_waits_for_one_who_can_end_it() -> None:
+    alone = cause(HOLDER_ASLEEP, 111, 1)
+    text, _ = said(blocked(111, causes=alone, awaited=Awaited("timer", False)))
+    assert text.endswith(" (1 task waits behind it), and waits for timer.")
+
+
+def test_what_nobody_is_known_to_end_is_no_cause() -> None:
+    text, found = said(blocked(112, cause=cause(WAKER_UNKNOWN, None, 1)))
+    assert text.endswith("; wait-graph knows nobody who would end it (VT318).")
+    assert not found.explained
+
+
+def test_a_wait_that_was_not_found_is_said_to_be() -> None:
+    text, found = said(blocked(112, not_found=True))
+    assert text.endswith("; wait-graph did not find what it waits for.")
+    assert not found.explained
+    text, _ = said(blocked(112, cause=BEHIND), blocked(113, not_found=True))
+    assert text.endswith("; wait-graph did not find what 1 of them waits for.")
+
+
+def test_nobody_is_related_to_himself_or_twice() -> None:
+    other = dataclasses.replace(BEHIND, message="another")
+    _, found = said(*(blocked(n, cause=c) for n, c in ((112, BEHIND), (113, other), (114, other))))
+    assert [ref.address for ref in found.related] == [0x1000 + pid for pid in (111, 113, 114)]
+    _, found = said(blocked(111, cause=BEHIND))
+    assert found.related == ()
+
+
+def test_a_sleep_that_a_fatal_signal_ends_is_killable() -> None:
+    text, _ = said(blocked(112), rule=HUNG_KILLABLE)
+    assert text.startswith("holder (112) has been in killable sleep for 9.0 s in mutex_lock")
+
+
+def test_a_wait_of_unknown_kind_is_in_the_function_that_sleeps() -> None:
+    place = SleepPlace(None, "some_driver_wait", "vfs_read")
+    text, found = said(dataclasses.replace(blocked(112), place=place, waits_for="variable"))
+    assert " in some_driver_wait, called from vfs_read" in text
+    assert found.signature_key[0] == "unknown"
+
+
+def test_causes_are_listed_before_what_they_explain() -> None:
+    _, behind = said(blocked(112, cause=BEHIND))
+    _, alone = said(blocked(113))
+    surest = [behind, alone, BEHIND]
+    assert sorted(surest, key=Finding.sort_key) == [alone, BEHIND, behind]
+    assert (HUNG.severity, HOLDER_ASLEEP.severity) == (Severity.ERROR, Severity.ERROR)

@@ -37,7 +37,7 @@ from vmcore_tools.kernel.run_queue import for_each_run_queue
 from vmcore_tools.kernel.task import sched_now_ns, task_comm
 from vmcore_tools.kernel.wait_graph import Edge
 from vmcore_tools.kernel.wait_rcu import add_rcu
-from vmcore_tools.model import Confidence, Finding
+from vmcore_tools.model import Confidence, Evidence, Finding
 from vmcore_tools.wait_findings import rcu, view
 from vmcore_tools.wait_findings.causes import CACHE
 
@@ -104,6 +104,15 @@ def evidence(finding: Finding) -> Dict[str, Any]:
     return {item.name: item.value for item in finding.evidence}
 
 
+def kthread_of(finding: Finding) -> Tuple[str, Tuple[Evidence, ...]]:
+    """How the kthread is drawn: what it does, and what is said of it."""
+    graph = finding.graph
+    assert graph is not None
+    (node,) = (node for node in graph.nodes if node.ref.name == "rcu_sched")
+    (why,) = (edge.why for edge in graph.edges if edge.source == node.id)
+    return why, node.facts
+
+
 def test_a_reader_that_sleeps_keeps_the_grace_period(
     demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,8 +121,11 @@ def test_a_reader_that_sleeps_keeps_the_grace_period(
     assert (stalled.subject.pid, stalled.confidence) == (1, Confidence.PROVEN)
     assert stalled.signature_key[:2] == ("rcu-stall", "reader")
     said = evidence(stalled)
-    assert (said["grace_period_ns"], said["victim"]) == (30 * S, "rcu_sched")
-    assert said["rcu"] == "rcu_sched"
+    assert (said["grace_period_ns"], said["rcu"]) == (30 * S, "rcu_sched")
+    # Nobody waits: its kthread drives it, and sleeps for a moment at a time.
+    assert said["victims"] == 0
+    assert "victim" not in said and "wait_ns" not in said
+    assert kthread_of(stalled) == ("drives", ())
     assert {"VT311", "VT316"} <= set(found)  # the hang of that dump is another thing
 
 
@@ -127,7 +139,8 @@ def test_where_a_cpu_is_kept_that_is_the_cause(
     found = blamed(demo_dump, monkeypatch, stall)
     assert list(found) == ["VT311"]
     assert found["VT311"].subject.pid == culprit["pid"]
-    assert "rcu_sched" in evidence(found["VT311"])["victim_comms"]
+    assert "rcu_sched" not in evidence(found["VT311"])["victim_comms"]
+    assert kthread_of(found["VT311"]) == ("drives", ())
 
 
 @pytest.mark.parametrize(("since_panic_s", "old_enough"), [(0, True), (8, True), (10, False)])

@@ -77,18 +77,44 @@ def test_commands_that_were_announced_once_count_as_announced() -> None:
 
 
 def test_the_rings_of_a_disk() -> None:
-    assert disk._verdict([])[0] == "not completed"
-    assert disk._verdict([ring()]) == (
+    assert disk._verdict([], True, 1) == ("not completed", "", (disk.NO_RINGS,))
+    assert disk._verdict([ring()], True, 30) == (
         "not answered",
         ": the host has not answered {unanswered} of them",
         (),
     )
-    assert (
-        disk._verdict([ring(with_device=0, answered=4), ring(with_device=0)])[0] == "no interrupt"
+    answered = disk._verdict([ring(with_device=0, answered=4), ring(with_device=0)], True, 4)
+    assert answered[:2] == (
+        "no interrupt",
+        ": the host has answered them, and no interrupt told the guest",
     )
-    assert disk._verdict([ring(not_fetched=4), ring()])[2] == (disk.UNHEARD,)
+    assert disk._verdict([ring(not_fetched=4), ring()], True, 52) == (
+        "not fetched",
+        ": the host has not answered them, {not_fetched} of which it has not even fetched",
+        (disk.UNHEARD,),
+    )
     # Of one of them nobody knows.
-    assert disk._verdict([ring(not_fetched=None), ring()])[2] == (disk.UNHEARD,)
+    assert disk._verdict([ring(not_fetched=None), ring()], True, 52)[2] == (disk.UNHEARD,)
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "not_fetched", "words"),
+    [
+        (2, 2, "none of which it has fetched"),
+        (1, 1, "nor fetched it"),
+        (2, 0, "all of which it has fetched"),
+        (1, 0, "which it has fetched"),
+        (3, 1, "{not_fetched} of which it has not even fetched"),
+    ],
+)
+def test_how_many_the_host_has_fetched(unanswered: int, not_fetched: int, words: str) -> None:
+    assert disk.fetched_words(unanswered, not_fetched) == words
+    state = ring(with_device=unanswered, not_fetched=not_fetched)
+    many = "command" if unanswered == 1 else "commands"
+    assert device._verdict(state)[1] == (
+        f"The host has not answered {{unanswered}} {many} in queue {{queue}} of {{device}} "
+        f"({{driver}}), {words}"
+    )
 
 
 def test_who_waits_for_a_lock_of_a_victim_has_not_waited_for_the_device() -> None:

@@ -28,6 +28,8 @@ LEFT_TO = "leaves its works to"
 ON_CPU = "waits for a quiescent state of"
 ON_READER = "waits for the critical section of"
 DRIVEN_BY = "is driven by"
+#: Its kthread, as long as that does what it is for: it sleeps for a moment at a time.
+DRIVES = "drives"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vmcore_tools.kernel.rcu import (
 )
 from vmcore_tools.kernel.task import is_queued
 from vmcore_tools.kernel.wait_graph import Edge
-from vmcore_tools.kernel.wait_nodes import DRIVEN_BY, ON_CPU, ON_READER, RCU, Node
+from vmcore_tools.kernel.wait_nodes import DRIVEN_BY, DRIVES, ON_CPU, ON_READER, RCU, Node
 from vmcore_tools.kernel.waits import Wait
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def follow_state_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Ed
         return  # it is the grace period that waits for it
     else:
         key = add_rcu(chains, wait.object, expedited=expedited)
-        yield Edge(node.key, key, "waits for", wait.proven)
+        why = DRIVES if wait.kind == "rcu kthread" else "waits for"
+        yield Edge(node.key, key, why, wait.proven)
 
 
 def add_rcu(chains: WaitChains, state: Object, *, expedited: bool = False) -> str:

@@ -12,8 +12,8 @@ from drgn.helpers import ValidationError
 from vmcore_tools.analysis import Context
 from vmcore_tools.kernel.rwbase_rt import READERS
 from vmcore_tools.kernel.wait_graph import Root
-from vmcore_tools.kernel.wait_nodes import CPU, DEVICE, POOL, TASK
-from vmcore_tools.model import Coverage, Finding
+from vmcore_tools.kernel.wait_nodes import CPU, DEVICE, OBJECT, POOL, TASK
+from vmcore_tools.model import Absent, Coverage, Finding, Maybe
 from vmcore_tools.wait_findings.cpu import CpuMonopolised
 from vmcore_tools.wait_findings.deadlock import Deadlock
 from vmcore_tools.wait_findings.device import DeviceLate
@@ -21,7 +21,8 @@ from vmcore_tools.wait_findings.lock import HolderAsleep
 from vmcore_tools.wait_findings.lost import LostWakeup
 from vmcore_tools.wait_findings.memory import MemoryPressure
 from vmcore_tools.wait_findings.rcu import RcuStall
-from vmcore_tools.wait_findings.unknown import WakerUnknown, holds_lock
+from vmcore_tools.wait_findings.unknown import ENDED_BY_TIME, WakerUnknown, holds_lock
+from vmcore_tools.wait_findings.unseen import count_modules_of_waits
 from vmcore_tools.wait_findings.view import Cause, WaitView, of_live_target
 from vmcore_tools.wait_findings.work import WorkStuck
 
@@ -43,23 +44,81 @@ _LAST = (CPU, POOL, DEVICE)
 
 
 @dataclasses.dataclass(frozen=True)
+class Awaited:
+    """
+    What a task waits for.
+
+    :ivar unended: whether nobody is known to end the wait
+    """
+
+    name: str
+    unended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class WaitOfTask:
+    """
+    :ivar cause: what keeps the task waiting
+    :ivar causes: what it is itself the cause of
+    :ivar kind: the kernel's word for the wait
+    :ivar found: whether it is known what it waits for; of one that does not sleep it is
+    """
+
+    cause: Optional[Finding]
+    causes: Optional[Finding]
+    kind: Optional[str]
+    awaited: Optional[Awaited]
+    found: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class ExplainedWaits:
     """
     The waits of a kernel, and their causes.
 
     :ivar findings: of all causes, that behind which the most tasks wait first
-    :ivar blamed: the finding for each node that is its cause or waits behind it
+    :ivar blamed: the finding for each node that waits behind its cause, or is part of a circle
+    :ivar culprits: the finding for each node that is its cause itself
     """
 
     view: WaitView
     findings: Tuple[Finding, ...]
     blamed: Mapping[str, Finding]
+    culprits: Mapping[str, Finding]
 
-    def cause_of(self, task: int) -> Optional[Finding]:
+    def of_task(self, task: int) -> Optional[WaitOfTask]:
         """
         :param task: the address of a ``struct task_struct``
+        :return: None if it was not looked at, or its wait could not be read
         """
-        return self.blamed.get(f"task {task:#x}")
+        key = f"task {task:#x}"
+        node = self.view.chains.nodes.get(key)
+        if node is None or task in self.view.chains.without_wait:
+            return None
+        return WaitOfTask(
+            cause=self.blamed.get(key),
+            causes=self.culprits.get(key),
+            kind=None if node.wait is None else node.wait.kind,
+            awaited=self._awaited(key),
+            found=node.state != "asleep" or bool(node.wait or self.view.graph.edges_from(key)),
+        )
+
+    def _awaited(self, key: str) -> Optional[Awaited]:
+        graph = self.view.graph
+        for edge in graph.edges_from(key):
+            node = self.view.node(edge.target)
+            ends = node.kind == OBJECT and not graph.edges_from(edge.target)
+            unended = ends and node.name not in ENDED_BY_TIME
+            return Awaited(self.view.names([edge.target])[0], unended)
+        return None
+
+    def count_unseen_modules(self, ctx: Context) -> None:
+        """Count the modules without debug info, if that could explain a wait."""
+        count_modules_of_waits(ctx, self.view, self._is_explained)
+
+    def _is_explained(self, key: str) -> bool:
+        finding = self.blamed.get(key)
+        return finding is not None and finding.rule not in WakerUnknown.rules
 
     def count_gaps(self, coverage: Coverage) -> None:
         """Count what could not be read."""
@@ -69,6 +128,33 @@ class ExplainedWaits:
             left = gap.count - len(gap.addresses)
             if left:
                 coverage.gap(gap.what, gap.reason, count=left, material=gap.material)
+
+
+def cause_rule(cause: Optional[Finding], causes: Optional[Finding]) -> Maybe[str]:
+    """
+    The cell of a task's cause.
+
+    :param cause: of its wait
+    :param causes: what it is itself the cause of
+    """
+    if cause is not None:
+        return cause.rule.id
+    if causes is not None:
+        return Absent(f"none was found: it is itself that of {causes.rule.id}")
+    return Absent("none was found")
+
+
+def cause_pid(cause: Optional[Finding], causes: Optional[Finding], task: int) -> Maybe[int]:
+    """
+    The cell of whom to look at for a task.
+
+    :param task: the address of a ``struct task_struct``
+    """
+    if cause is None:
+        return Absent("none was found" if causes is None else "the task is itself a cause")
+    if cause.subject.address == task:
+        return Absent("the task is part of the circle")
+    return Absent("the cause is no task") if cause.subject.pid is None else cause.subject.pid
 
 
 def explain_waits(ctx: Context) -> ExplainedWaits:
@@ -103,13 +189,17 @@ class _Causes:
                 self._lost(error)
         findings = []
         blamed: Dict[str, Finding] = {}
+        culprits: Dict[str, Finding] = {}
         for root, finding in self._findings():
             if self._view.prog.flags & ProgramFlags.IS_LIVE:
                 finding = of_live_target(finding)
             findings.append(finding)
-            for key in (*root.nodes, *root.victims):
+            circle = root.nodes if len(root.nodes) > 1 else ()
+            for key in (*circle, *root.victims):
                 blamed.setdefault(key, finding)
-        return ExplainedWaits(self._view, tuple(findings), blamed)
+            if not circle:
+                culprits.setdefault(root.nodes[0], finding)
+        return ExplainedWaits(self._view, tuple(findings), blamed, culprits)
 
     def _findings(self) -> List[Tuple[Root, Finding]]:
         """Of all causes, that behind which the most tasks wait first."""
@@ -128,11 +218,7 @@ class _Causes:
 
     def _found(self, candidates: Iterable[Tuple[str, ...]]) -> List[Tuple[Root, Finding]]:
         found = []
-        asleep = set(self._view.asleep)
-        for root in self._view.graph.rank(candidates, self._view.waits):
-            # Those in uninterruptible sleep first: people ask for these.
-            victims = sorted(root.victims, key=lambda key: key not in asleep)
-            root = dataclasses.replace(root, victims=tuple(victims))
+        for root in map(self._of_tasks, self._ranked(candidates)):
             for cause in self._causes:
                 try:
                     finding = cause.finding(root)
@@ -144,6 +230,23 @@ class _Causes:
                     found.append((root, finding))
                     break
         return found
+
+    def _ranked(self, candidates: Iterable[Tuple[str, ...]]) -> List[Root]:
+        """Those behind which somebody waits, or what must not take so long."""
+        return self._view.graph.rank(candidates, {**self._view.waits, **self._view.stalled})
+
+    def _of_tasks(self, root: Root) -> Root:
+        """As it is, with no other victims than tasks."""
+        tasks = [key for key in root.victims if key not in self._view.stalled]
+        # Those that sleep first: people ask for these.
+        tasks.sort(key=lambda key: self._view.node(key).state != "asleep")
+        others_ns = sum(self._view.stalled.get(key, 0) for key in root.victims)
+        return dataclasses.replace(
+            root,
+            victims=tuple(tasks),
+            wait_ns=root.wait_ns - others_ns,
+            waiting=root.waiting - (len(root.victims) - len(tasks)),
+        )
 
     def _last_tasks(self, explained: Iterable[str]) -> List[Tuple[str, ...]]:
         """The tasks of which nobody is known who would end their wait."""

@@ -46,6 +46,8 @@ from vmcore_tools.wait_findings.view import Cause, WaitView, maybe
 
 #: No kernel that runs goes so long without a tick, while tasks wait for the CPU.
 _TICKS_MISSED_NS = 2_000_000_000
+#: The stopper runs for no longer; a time between two events that differs by less is one.
+_BREAK_NS = 100_000_000
 
 CPU_MONOPOLISED = Rule(
     id="VT311",
@@ -196,13 +198,12 @@ class CpuMonopolised(Cause):
         if certain and held.others:
             return self._not_run(root, held)
         time = "for {held_ns}" if own else "as it seems for {waited_ns}"
-        message = (
-            "CPU {cpu} has been kept by {comm} ({pid}), {policy}, "
-            + (time if certain else "for at most {at_most_ns}")
-            + "; {victims} tasks wait for it"
+        message = "CPU {cpu} has been kept by {comm} ({pid}), {policy}, " + (
+            time if certain else "for at most {at_most_ns}"
         )
-        if any(key in self.view.asleep for key in root.victims):
-            message += ", first of them {victim} ({victim_pid}) for {wait_ns} in {waits_for}"
+        if certain and own and self._stopper_ran(held):
+            message += " (its last break, for the CPU's stopper, was {since_switch_ns} ago)"
+        message += f"; {self.view.waiting(root, 'for it')}{self.view.in_function(root)}"
         evidence = [
             *self._kept(held),
             Evidence("held_ns", Kind.DURATION, maybe(held.ran_ns if certain and own else None)),
@@ -243,6 +244,20 @@ class CpuMonopolised(Cause):
             unread=unread,
             graph=self.view.drawn(root),
         )
+
+    def _stopper_ran(self, held: _Held) -> bool:
+        """
+        Whether a CPU's current task let in but the stopper, since it has kept the CPU.
+
+        The soft lockup detector has it run every few seconds.
+        """
+        queue = held.queue
+        stopper = queue.rq.stop.read_()
+        since_ns = queue.current_ns
+        if not stopper or since_ns is None or held.ran_ns - since_ns < _BREAK_NS:
+            return False
+        stopped_ns = since_run_ns(stopper, queue.rq, self.view.now_ns)
+        return stopped_ns is not None and 0 <= stopped_ns - since_ns < _BREAK_NS
 
     def _kept(self, held: _Held) -> Iterator[Evidence]:
         yield from cpu_evidence(self.view, held.queue)

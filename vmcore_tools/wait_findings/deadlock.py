@@ -9,6 +9,7 @@ from vmcore_tools.kernel.wait_graph import Root
 from vmcore_tools.kernel.wait_nodes import TASK
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.view import TASKS_NAMED, Cause
+from vmcore_tools.words import plural
 
 DEADLOCK = Rule(
     id="VT310",
@@ -48,13 +49,19 @@ class Deadlock(Cause):
         if signals and confidence is Confidence.PROVEN:
             confidence = Confidence.LIKELY
         first = self.view.chains.nodes[tasks[0]]
+        names = self.view.names(objects[:TASKS_NAMED])
         message = "{tasks} tasks wait for each other: {comms} (PID {pids}), for {objects} in turn"
+        if len(set(names)) < len(names):
+            # Two that nothing names: mutex, mutex.
+            message = message.replace("{objects}", "{objects} at {addresses}")
         if len(tasks) == 1:
             message = "{comms} (PID {pids}) waits for itself, by {objects}"
         if root.victims:
-            message += "; {victims} more wait behind, the longest for {wait_ns}"
+            more = plural(len(root.victims), "more waits", "more wait")
+            message += f"; {{victims}} {more} behind"
+            message += ", for {wait_ns}" if len(root.victims) == 1 else ", longest for {wait_ns}"
         else:
-            message += ", the longest for {wait_ns}" if len(tasks) > 1 else ", for {wait_ns}"
+            message += ", longest for {wait_ns}" if len(tasks) > 1 else ", for {wait_ns}"
         return Finding(
             rule=DEADLOCK,
             confidence=confidence,
@@ -64,7 +71,7 @@ class Deadlock(Cause):
                 Evidence("tasks", Kind.COUNT, len(tasks)),
                 Evidence("comms", Kind.SENSITIVE, self.view.comms(tasks[:TASKS_NAMED])),
                 Evidence("pids", Kind.PID, self.view.pids(tasks[:TASKS_NAMED])),
-                Evidence("objects", Kind.UNTRUSTED, self.view.names(objects[:TASKS_NAMED])),
+                Evidence("objects", Kind.UNTRUSTED, names),
                 Evidence("addresses", Kind.ADDRESS, self.view.addresses(objects[:TASKS_NAMED])),
                 *self.view.victims(root),
             ),

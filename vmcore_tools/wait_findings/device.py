@@ -28,8 +28,15 @@ from vmcore_tools.kernel.wait_io import follow_io_wait
 from vmcore_tools.kernel.wait_nodes import DEVICE, TASK, VIRTQUEUE, Node
 from vmcore_tools.kernel.waits import Wait
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Rule, Severity
-from vmcore_tools.wait_findings.disk import INTERRUPT, UNHEARD, disk_late
+from vmcore_tools.wait_findings.disk import (
+    DISK_LATE,
+    INTERRUPT,
+    UNHEARD,
+    disk_late,
+    fetched_words,
+)
 from vmcore_tools.wait_findings.view import NS_PER_SECOND, Cause, maybe
+from vmcore_tools.words import plural
 
 #: From when on a command takes too long: DRM's drivers of real GPUs give a job at most as long.
 _LATE_NS = 10 * NS_PER_SECOND
@@ -39,7 +46,7 @@ DEVICE_LATE = Rule(
     slug="device-not-answering",
     severity=Severity.ERROR,
     ranked_with="VT310",
-    summary="A virtio device or a disk has been given something to do and does not answer.",
+    summary="A virtio device has been given something to do and does not answer.",
     remedy=(
         "Look on the host: does QEMU run, and its main loop (does its monitor answer, where are "
         "its threads: gdb -p PID -batch -ex 'thread apply all bt')? For virtio-gpu, look at "
@@ -70,8 +77,8 @@ Else look for a lost or a masked interrupt (/proc/interrupts, the MSI-X table, a
 irqfd of the host). Where the work that reads them is queued and does not run, the
 device is not to blame: VT311 or VT312 name what keeps the work from running.
 
-Of a disk, `in_flight` requests were started and not completed, the oldest
-`oldest_ns` ago; of one of virtio_blk the rings say as well how many the host has.
+Of a disk of virtio_blk (of others: VT319), `in_flight` requests were started and not
+completed, the oldest `oldest_ns` ago, and the rings say how many the host has.
 That is by when it was allocated, if its timer has started again since, or it was
 kept back until then: it is `likely` as long as the driver may have had it for less
 than is too long.
@@ -83,7 +90,7 @@ wait again, so they can have waited longer than `wait_ns` says.""",
 
 
 class DeviceLate(Cause):
-    rules = (DEVICE_LATE,)
+    rules = (DEVICE_LATE, DISK_LATE)
 
     def prepare(self) -> None:
         """Who waits for a device, and is on no list: for direct I/O, or where a signal helps."""
@@ -157,10 +164,7 @@ class DeviceLate(Cause):
         return Finding(
             rule=DEVICE_LATE,
             confidence=confidence,
-            message=(
-                f"{what}; {{victims}} tasks wait for it, first of them {{victim}} "
-                "({victim_pid}) for {wait_ns} in {waits_for}."
-            ),
+            message=(f"{what}; {self.view.waiting(root, 'for it')}{self.view.in_function(root)}."),
             subject=self.view.ref(node),
             evidence=(
                 Evidence("device", Kind.UNTRUSTED, node.name),
@@ -234,29 +238,29 @@ def _state_name(state: RingState) -> str:
 def _verdict(state: RingState) -> Tuple[Confidence, str, Tuple[str, ...]]:
     """How sure it is that the device is to blame, in what words, and what was not seen."""
     queue = "in queue {queue} of {device} ({driver})"
+    commands_left = f"{{unanswered}} {plural(state.with_device, 'command')}"
     name = _state_name(state)
     if name == "broken":
-        what = f"The driver has given up {queue[3:]}, which had {{unanswered}} commands"
+        what = f"The driver has given up {queue[3:]}, which had {commands_left}"
         return Confidence.PROVEN, what, ()
     if name == "no interrupt":
+        commands_done = f"{{answered}} {plural(state.answered, 'command')}"
         return (
             Confidence.SUSPECTED,
-            f"The host has answered {{answered}} commands {queue}, and no interrupt told the guest",
+            f"The host has answered {commands_done} {queue}, and no interrupt told the guest",
             (INTERRUPT,),
         )
     if name == "not announced":
         return (
             Confidence.SUSPECTED,
-            f"There are {{unanswered}} commands {queue} of which the driver has not told the host",
+            f"The driver has not told the host of {commands_left} {queue}",
             ("why the driver has not told the host",),
         )
-    what = f"The host has not answered {{unanswered}} commands {queue}"
+    what = f"The host has not answered {commands_left} {queue}"
     if name == "not answered":
         unread = ("which of them the host has fetched",) if state.not_fetched is None else ()
         confidence = Confidence.LIKELY if unread else Confidence.PROVEN
-        return confidence, what + ("" if unread else ", and has fetched all of them"), unread
-    return (
-        Confidence.LIKELY,
-        what + ", and has not even fetched {not_fetched} of them",
-        (UNHEARD,),
-    )
+        fetched = "" if unread else f", {fetched_words(state.with_device, 0)}"
+        return confidence, what + fetched, unread
+    fetched = fetched_words(state.with_device, state.not_fetched or 0)
+    return Confidence.LIKELY, f"{what}, {fetched}", (UNHEARD,)

@@ -10,6 +10,7 @@ from vmcore_tools.kernel.wait_graph import Root
 from vmcore_tools.kernel.wait_nodes import HELD_BY, READ_BY, TASK
 from vmcore_tools.model import Evidence, Finding, Kind, Rule, Severity
 from vmcore_tools.wait_findings.view import Cause
+from vmcore_tools.words import plural
 
 HOLDER_ASLEEP = Rule(
     id="VT313",
@@ -50,17 +51,14 @@ class HolderAsleep(Cause):
         if last and lock.name == "rwsem":
             readers = rwsem_readers(lock.object)
         if readers is not None:
-            has += ", which {readers} readers have,"
+            has += f", which {{readers}} {plural(readers, 'reader has', 'readers have')},"
         confidence, unread = self.view.verdict(
             node, edges, "whether it has had the lock for all that time"
         )
         return Finding(
             rule=HOLDER_ASLEEP,
             confidence=confidence,
-            message=(
-                f"{has} and {{doing}}; {{victims}} tasks wait behind it, first of them {{victim}} "
-                "({victim_pid}) for {wait_ns}."
-            ),
+            message=(f"{has} and {{doing}}; {self.view.waiting(root, 'behind it')}."),
             subject=self.view.ref(node),
             evidence=(
                 Evidence("lock", Kind.TEXT, self.view.name(lock)),

@@ -82,8 +82,7 @@ class LostWakeup(Cause):
             confidence=Confidence.LIKELY if unread else Confidence.PROVEN,
             message=(
                 "The wait for the {object} at {address} is over, as {state}, and nobody is about "
-                "to wake who sleeps there: {victims} tasks, first of them {victim} ({victim_pid}) "
-                "for {wait_ns}."
+                f"to wake who sleeps there; {self.view.waiting(root, 'for it')}."
             ),
             subject=self.view.ref(node),
             evidence=(

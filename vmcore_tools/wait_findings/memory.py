@@ -90,8 +90,8 @@ class MemoryPressure(Cause):
             confidence=Confidence.LIKELY if likely else Confidence.SUSPECTED,
             message=(
                 "Node {node} has {free_pages} free pages of the {minimum_pages} that its "
-                "watermarks ask for, and none are reclaimed; {victims} tasks wait for that, first "
-                "of them {victim} ({victim_pid}) for {wait_ns}."
+                "watermarks ask for, and none are reclaimed; "
+                f"{self.view.waiting(root, 'for that')}."
             ),
             subject=self.view.ref(node),
             evidence=(*self._pressure(pages), *self.view.victims(root)),

@@ -19,7 +19,16 @@ from vmcore_tools.kernel.rcu import (
 )
 from vmcore_tools.kernel.run_queue import current_ran_ns
 from vmcore_tools.kernel.wait_graph import Edge, Root
-from vmcore_tools.kernel.wait_nodes import CPU, DRIVEN_BY, ON_CPU, ON_READER, RCU, TASK, Node
+from vmcore_tools.kernel.wait_nodes import (
+    CPU,
+    DRIVEN_BY,
+    DRIVES,
+    ON_CPU,
+    ON_READER,
+    RCU,
+    TASK,
+    Node,
+)
 from vmcore_tools.kernel.wait_rcu import add_rcu, grace_period_of, is_kthread_starving
 from vmcore_tools.model import (
     Absent,
@@ -65,7 +74,7 @@ class RcuStall(Cause):
     rules = (RCU_STALL,)
 
     def prepare(self) -> None:
-        """The kthread waits for the end of its grace period, whoever else does."""
+        """A grace period must end soon, whoever waits for it. Its kthread does not."""
         view = self.view
         try:
             for state in for_each_rcu_state(view.prog):
@@ -73,13 +82,12 @@ class RcuStall(Cause):
                 timeout_ns = stall_timeout_ns(view.prog) or view.threshold_ns
                 if period is None or not state.gp_kthread or self._age_ns(period) < timeout_ns:
                     continue
-                key = view.chains.add_task(state.gp_kthread.read_())
-                view.waits.setdefault(key, self._age_ns(period))
+                key = add_rcu(view.chains, state)
+                view.chains.follow()
+                view.stalled[key] = self._age_ns(period)
                 if not is_kthread_starving(state):
-                    # It sleeps for a moment at a time, and may be on its way.
-                    edge = Edge(key, add_rcu(view.chains, state), "waits for the end of")
-                    view.graph.add_edge(edge)
-                    view.chains.follow()
+                    kthread = view.chains.add_task(state.gp_kthread.read_())
+                    view.graph.add_edge(Edge(kthread, key, DRIVES))
         except LookupError:
             return  # TINY_RCU, or no debug info of the jiffies
         except (FaultError, ValidationError) as error:
@@ -87,10 +95,11 @@ class RcuStall(Cause):
 
     def finding(self, root: Root) -> Optional[Finding]:
         node = self.view.chains.nodes[root.nodes[0]]
-        if self.view.longest_ns(root.victims) < self.view.threshold_ns:
-            return None
+        waited = self.view.longest_ns(root.victims) >= self.view.threshold_ns
         for edge in self.view.graph.edges_to(node.key):
             source = self.view.chains.nodes[edge.source]
+            if not waited and source.key not in self.view.stalled:
+                continue
             if source.kind == RCU and edge.why in (ON_CPU, ON_READER, DRIVEN_BY):
                 return self._stalled(root, node, source, edge.why)
         return None
@@ -143,7 +152,7 @@ class RcuStall(Cause):
             evidence += self.view.culprit(node)
             culprit = [node.key]
             if why == ON_READER:
-                message += ": it waits for its reader {comm} ({pid}), which {doing}"
+                message += ": it waits for {comm} ({pid}), a reader, which {doing}"
             else:
                 message += (
                     ": {comm} ({pid}), which drives it, has done nothing for "
@@ -154,8 +163,8 @@ class RcuStall(Cause):
         else:
             return None
         if root.victims:
-            message += "; {victims} tasks wait, first of them {victim} ({victim_pid}) for {wait_ns}"
-        edges = self.view.graph.edges_to(rcu.key)
+            message += "; " + self.view.waiting(root, "for it")
+        edges = [edge for edge in self.view.graph.edges_to(rcu.key) if edge.why != DRIVES]
         if confidence is Confidence.PROVEN and not all(edge.proven for edge in edges):
             confidence, unread = Confidence.LIKELY, ("which kind of RCU the tasks wait for",)
         kind = {ON_CPU: "cpu", ON_READER: "reader", DRIVEN_BY: "kthread"}[why]

@@ -27,7 +27,9 @@ from vmcore_tools.model import (
     Rule,
     Severity,
 )
+from vmcore_tools.wait_findings.unseen import as_far_as_seen
 from vmcore_tools.wait_findings.view import WaitView
+from vmcore_tools.words import plural
 
 WAKER_UNKNOWN = Rule(
     id="VT318",
@@ -62,7 +64,7 @@ _PLACES_IN_WORDS = (Place.SLAB_OBJECT, Place.IMAGE, Place.MODULE, Place.TASK_STA
 _PAGES_SCANNED_MAX = 1 << 18
 _OBJECTS = ("slab object", "pages")
 #: These end by themselves.
-_ENDED_BY_TIME = ("timer", "CPU quota of the cgroup")
+ENDED_BY_TIME = ("timer", "CPU quota of the cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +104,12 @@ class WakerUnknown:
         for number, leaf in enumerate([*looked_at, *leaves[_OBJECTS_LOOKED_AT:]]):
             wait_ns = sum(self._view.waits[key] for key in leaf.victims)
             root = Root((self._top(leaf),), leaf.victims, wait_ns, len(leaf.victims))
-            yield root, self._finding(root, leaf, pointers.get(number))
+            finding = self._finding(root, leaf, pointers.get(number))
+            yield root, as_far_as_seen(self._view, root, finding)
 
     def _leaf(self, key: str, blamed: Set[str]) -> Optional[_Leaf]:
         node = self._view.chains.nodes[key]
-        if node.kind in (CPU, POOL) or node.name in _ENDED_BY_TIME:
+        if node.kind in (CPU, POOL) or node.name in ENDED_BY_TIME:
             return None
         behind = self._view.graph.waiting_for([key]) - {key}
         victims = [k for k in self._view.asleep if k in behind and k not in blamed]
@@ -227,7 +230,8 @@ class WakerUnknown:
         if node.kind == TASK:
             return self._does_not_end(root, node)
         container = leaf.container
-        message = "{victims} tasks wait for the {object} at {address}"
+        many = plural(len(root.victims), "task waits", "tasks wait")
+        message = f"{{victims}} {many} for the {{object}} at {{address}}"
         evidence = [
             Evidence("object", Kind.UNTRUSTED, *view.names([leaf.key])),
             Evidence("address", Kind.ADDRESS, int(node.object.value_())),
@@ -240,10 +244,7 @@ class WakerUnknown:
             if container.offset or container.place in ("stack", "module", "pages"):
                 message += ", in {part_of}"
         evidence += _of_readers(node)
-        message += (
-            ", and nothing says who would end that; first of them {victim} ({victim_pid}) for "
-            "{wait_ns}."
-        )
+        message += f", and nothing says who would end that{view.longest(root)}."
         return Finding(
             rule=WAKER_UNKNOWN,
             confidence=Confidence.LIKELY,
@@ -273,8 +274,7 @@ class WakerUnknown:
             rule=WAKER_UNKNOWN,
             confidence=confidence,
             message=(
-                "{comm} ({pid}) {doing} and does not end; {victims} tasks wait for that, first of "
-                "them {victim} ({victim_pid}) for {wait_ns}."
+                f"{{comm}} ({{pid}}) {{doing}} and does not end; {view.waiting(root, 'for that')}."
             ),
             subject=view.ref(node),
             evidence=(*view.culprit(node), *view.victims(root)),

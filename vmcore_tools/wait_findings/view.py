@@ -18,10 +18,11 @@ from drgn.helpers import ValidationError
 from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
 
 from vmcore_tools.analysis import Context
-from vmcore_tools.frames import stack_of_trace
+from vmcore_tools.frames import signature_functions, stack_of_trace
 from vmcore_tools.kernel.containers import Container, Containers
 from vmcore_tools.kernel.cpu_state import ns_since_panic
 from vmcore_tools.kernel.run_queue import RunQueue, run_queue, scheduling_policy, unlisted_tasks
+from vmcore_tools.kernel.rwbase_rt import READERS
 from vmcore_tools.kernel.stack_frames import TaskTrace, Unwinder
 from vmcore_tools.kernel.symbols import symbol_name
 from vmcore_tools.kernel.task import (
@@ -64,6 +65,8 @@ from vmcore_tools.model import (
     Rule,
     Stack,
 )
+from vmcore_tools.wait_findings.place import sleep_place
+from vmcore_tools.words import plural
 
 #: Tasks that a finding names; the count is always whole.
 TASKS_NAMED = 20
@@ -79,6 +82,29 @@ _PARTS_OF_OBJECTS = ("completion", "wait queue", "swait", "bit", "variable")
 _SIGNATURE_FRAMES = 6
 #: What nodes are whose name says the rest.
 _TYPES = {FENCE: "dma_fence", VIRTQUEUE: "virtqueue", DEVICE: "virtio device"}
+#: What tasks wait for whose kind of wait, with an article, does not say it.
+_WAITED_FOR = {
+    "bit": "a bit of a word",
+    "buffer": "a buffer of a disk",
+    "cancel_work": "the cancelling of a work",
+    "dma_fence": "a dma_fence",
+    "flush_work": "the end of a work",
+    "flush_workqueue": "the works of a workqueue",
+    "page": "a page, or a bit of it",
+    "park": "the parking of a kthread",
+    "rcu": "an RCU grace period",
+    "rcu barrier": "RCU's callbacks",
+    "rcu expedited": "an expedited RCU grace period",
+    "reclaim": "pages that others reclaim",
+    "request": "a request of a disk",
+    "rt_mutex": "an rt_mutex",
+    "rwsem": "an rwsem",
+    "srcu": "an SRCU grace period",
+    "tag": "a tag of a disk",
+    "task end": "the end of a task",
+    "virtqueue": "space in a virtqueue",
+    READERS: "the readers of a lock",
+}
 _IN_SCHEDULER = re.compile(r"context_switch|__switch_to.*|_*schedule(_.*)?")
 
 
@@ -89,6 +115,7 @@ class WaitView:
     :ivar waits: the victims' keys, and how long they have waited: 0 if that is not known
     :ivar asleep: the keys of the tasks in uninterruptible sleep, the longest sleeper first
     :ivar in_fences: those of the tasks in interruptible sleep that wait for a device's fence
+    :ivar stalled: what is no task, and has itself gone on for too long: since when
     :ivar now_ns: the scheduler's time of the dump, or of a panic long before it
     :ivar since_panic_ns: how long before, as other clocks went on
     :ivar threshold_ns: from when on somebody has waited too long
@@ -109,6 +136,7 @@ class WaitView:
         self.waits: Dict[str, int] = {}
         self.asleep: List[str] = []
         self.in_fences: List[str] = []
+        self.stalled: Dict[str, int] = {}
         self._traces: Dict[int, Optional[TaskTrace]] = {}
         self._unwinder = Unwinder(ctx.prog)
         self._stacks: Dict[int, Stack] = {}
@@ -161,7 +189,7 @@ class WaitView:
         return self._shown[id]
 
     def longest_ns(self, keys: Iterable[str]) -> int:
-        """How long the first of some victims has waited."""
+        """How long the one of some victims has waited that has waited for the longest."""
         return max((self.waits.get(key, 0) for key in keys), default=0)
 
     # What there is.
@@ -283,7 +311,7 @@ class WaitView:
             "asleep": "sleeps",
         }[node.state]
         if node.wait is not None:
-            doing = f"waits for a {node.wait.kind}"
+            doing = f"waits for {_WAITED_FOR.get(node.wait.kind, f'a {node.wait.kind}')}"
         slept_ns = sleep_time_ns(task, self.now_ns) if node.state == "asleep" else None
         inside: Tuple[Evidence, ...] = ()
         if node.wait is not None and node.wait.kind in _PARTS_OF_OBJECTS:
@@ -307,11 +335,14 @@ class WaitView:
         victims = root.victims
         evidence = [Evidence("victims", Kind.COUNT, len(victims))]
         if not victims:
-            longest = max((self.waits.get(key, 0) for key in root.nodes), default=0)
-            return (*evidence, Evidence("wait_ns", Kind.DURATION, longest))
+            longest = self.longest_ns(root.nodes)
+            if longest:
+                evidence.append(Evidence("wait_ns", Kind.DURATION, longest))
+            return tuple(evidence)
         node = self.chains.nodes[victims[0]]
         named = victims[:TASKS_NAMED]
         wait = node.wait
+        place = self._function(node)
         return (
             *evidence,
             Evidence("victim", Kind.SENSITIVE, task_comm(node.object)),
@@ -320,8 +351,36 @@ class WaitView:
             Evidence("waits_for", Kind.TEXT, "the CPU" if wait is None else wait.kind),
             Evidence("victim_pids", Kind.PID, self.pids(named)),
             Evidence("victim_comms", Kind.SENSITIVE, self.comms(named)),
-            Evidence("total_wait_ns", Kind.DURATION, root.wait_ns),
+            *(Evidence("victim_in", Kind.TEXT, function) for function in place),
         )
+
+    def waiting(self, root: Root, what: str) -> str:
+        """
+        For the message of a finding with :meth:`victims`: who waits.
+
+        :param what: that they wait for: ``for it``
+        """
+        many = plural(len(root.victims), "task waits", "tasks wait")
+        return f"{{victims}} {many} {what}{self.longest(root)}"
+
+    def longest(self, root: Root) -> str:
+        """For a message: of those who wait, who has for the longest, asleep if there is one."""
+        if len(root.victims) == 1:
+            return ": {victim} ({victim_pid}) for {wait_ns}"
+        queued = self.waits[root.victims[0]] < self.longest_ns(root.victims)
+        which = "those that sleep" if queued else "them"
+        return f", longest of {which} {{victim}} ({{victim_pid}}), for {{wait_ns}}"
+
+    def in_function(self, root: Root) -> str:
+        """For a message, behind :meth:`longest`: where that one sleeps, if it can be told."""
+        return " in {victim_in}" if self._function(self.node(root.victims[0])) else ""
+
+    def _function(self, node: Node) -> Tuple[str, ...]:
+        """The function that a task sleeps in, if that can be told."""
+        if node.state != "asleep":
+            return ()
+        place = sleep_place([frame.function for frame in self.stack(node.object).frames])
+        return () if place.function is None else (place.function.partition(".")[0],)
 
     # Names.
 
@@ -389,7 +448,7 @@ class WaitView:
         for key in keys:
             task = self.chains.nodes[key].object
             stack = self.stack(task)
-            named = [frame.function.partition(".")[0] for frame in stack.frames]
+            named = [name.partition(".")[0] for name in signature_functions(stack)]
             functions += [name for name in named if not _IN_SCHEDULER.fullmatch(name)][
                 :_SIGNATURE_FRAMES
             ]

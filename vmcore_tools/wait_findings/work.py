@@ -15,6 +15,7 @@ from vmcore_tools.kernel.wait_nodes import LEFT_TO, POOL, RUN_BY, TASK, Node
 from vmcore_tools.kernel.workqueue import pool_without_progress_ns, worker_of
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity
 from vmcore_tools.wait_findings.view import Cause, maybe
+from vmcore_tools.words import plural
 
 WORK_STUCK = Rule(
     id="VT312",
@@ -90,8 +91,7 @@ class WorkStuck(Cause):
                 "The work {work} has not ended"
                 + (" for {stalled_ns}" if certain else "")
                 + ": {comm} ({pid}), which runs it, {doing}, and the pool {pool} starts no other "
-                "work meanwhile; {victims} tasks wait for that, first of them {victim} "
-                "({victim_pid}) for {wait_ns}."
+                f"work meanwhile; {self.view.waiting(root, 'for that')}."
             ),
             subject=subject,
             evidence=(
@@ -111,18 +111,19 @@ class WorkStuck(Cause):
 
     def _pool_stalled(self, root: Root, node: Node) -> Finding:
         pool = node.object
+        workers = int(pool.nr_workers.value_())
         return Finding(
             rule=WORK_STUCK,
             confidence=Confidence.LIKELY,
             message=(
-                "The worker pool {pool} has pending works and {workers} workers, {idle} of them "
-                "idle, but none was woken; {victims} tasks wait for it, first of them {victim} "
-                "({victim_pid}) for {wait_ns}."
+                "The worker pool {pool} has pending works and {workers} "
+                f"{plural(workers, 'worker')}, {{idle}} of them idle, but none was woken; "
+                f"{self.view.waiting(root, 'for it')}."
             ),
             subject=self.view.ref(node),
             evidence=(
                 Evidence("pool", Kind.TEXT, self.view.name(node)),
-                Evidence("workers", Kind.COUNT, int(pool.nr_workers.value_())),
+                Evidence("workers", Kind.COUNT, workers),
                 Evidence("idle", Kind.COUNT, int(pool.nr_idle.value_())),
                 Evidence("stalled_ns", Kind.DURATION, maybe(pool_without_progress_ns(pool))),
                 *self.view.victims(root),
@@ -161,8 +162,8 @@ class WorkStuck(Cause):
             rule=WORK_STUCK,
             confidence=confidence,
             message=(
-                "The work {work} has not ended: {comm} ({pid}), which runs it, {doing}; {victims} "
-                "tasks wait for it, first of them {victim} ({victim_pid}) for {wait_ns}."
+                "The work {work} has not ended: {comm} ({pid}), which runs it, {doing}; "
+                f"{self.view.waiting(root, 'for it')}."
             ),
             subject=subject,
             evidence=(
