@@ -36,6 +36,9 @@ _RPM_HEADER = struct.Struct(">4s4xII")
 _RPM_HEADER_MAGIC = b"\x8e\xad\xe8\x01"
 _RPM_ENTRY_BYTES = 16
 _CPIO_MAGICS = (b"070701", b"070702")
+#: rpm's own form, of packages with files of 4 GiB and of those of format 6: a file's number,
+#: and all else in the package's header.
+_RPM_CPIO_MAGIC = b"07070X"
 _CPIO_HEADER_BYTES = 110
 _CPIO_END = "TRAILER!!!"
 _S_IFMT, _S_IFREG = 0o170000, 0o100000
@@ -48,6 +51,10 @@ _NAME_BYTES_MAX = 4096
 
 #: What the readers below raise for a damaged file.
 DAMAGE = (EOFError, OSError, ValueError, lzma.LZMAError, struct.error, tarfile.TarError, zlib.error)
+
+
+class _NamelessFilesError(Exception):
+    """The payload of an RPM does not name its files."""
 
 
 class Member(NamedTuple):
@@ -83,6 +90,11 @@ def members(path: PathLike) -> Iterator[Iterator[Member]]:
             else:
                 with decompressed(_payload_of_rpm(file), str(path)) as data:
                     yield _of_cpio(data)
+    except _NamelessFilesError as error:
+        raise TargetError(
+            f"{printable(str(path))} cannot be unpacked: its files have no names but in the"
+            " package's header; unpack it with rpm2archive, and give the folder with -s"
+        ) from error
     except DAMAGE as error:
         raise TargetError(
             f"{printable(str(path))} cannot be unpacked: {printable(str(error))}; download it again"
@@ -234,6 +246,8 @@ def _of_cpio(data: BinaryIO) -> Iterator[Member]:
     """cpio(5), the new ASCII format: a header of hexadecimal numbers, the name, the contents."""
     for _ in range(_MEMBERS_MAX):
         header = _exactly(data, _CPIO_HEADER_BYTES)
+        if header.startswith(_RPM_CPIO_MAGIC):
+            raise _NamelessFilesError
         if not header.startswith(_CPIO_MAGICS):
             raise ValueError("its contents are of an unknown format")
         numbers = [int(header[at : at + 8], 16) for at in range(6, _CPIO_HEADER_BYTES, 8)]
