@@ -46,7 +46,10 @@ from vmcore_tools.audit_findings import (
     Proof,
     count_audit_gaps,
     kmemleak_evidence,
+    live_only_through_these,
+    more_than_known_holders,
     pointed_at_from,
+    references_leaked,
 )
 from vmcore_tools.dma_buf_findings import (
     IMPORT_CYCLE,
@@ -79,6 +82,7 @@ from vmcore_tools.model import (
     Severity,
     column,
 )
+from vmcore_tools.words import plural
 
 _TYPE = "struct dma_buf"
 #: Example addresses in a finding.
@@ -269,11 +273,11 @@ def _leaks(ctx: Context, index: SlabIndex, result: _Result) -> Iterator[Any]:
         addresses = buffers.address[group]
         allocators = Allocators.of(ctx, index, addresses, cache, _WRAPPERS)
         yield from allocators.stacks
-        message = (
-            "{references_leaked} references leaked on {objects} dma-bufs of {exporter}; "
-            "{objects_only_leaked} of them, buffers of {size_bytes} together, live only through "
-            "these references"
-        )
+        number, only = len(group), int(only_leaked.sum())
+        buffers_of = plural(only, "a buffer of {size_bytes}", "buffers of {size_bytes} together")
+        what = f"{plural(number, 'dma-buf')} of {{exporter}}"
+        message = references_leaked(total, number, what)
+        message += live_only_through_these(total, number, only, f", {buffers_of},")
         if allocators.evidence:
             message += ", allocated by {allocating_comms} in {allocating_function}"
         yield Finding(
@@ -311,9 +315,10 @@ def _unknown_holders(ctx: Context, result: _Result) -> Iterator[Any]:
         yield Finding(
             rule=UNKNOWN_HOLDER,
             confidence=Confidence.SUSPECTED,
-            message=(
-                "{objects} dma-bufs of {exporter} have {references} references more than the "
-                "holders that are known here, and something that is not known points at them."
+            message=more_than_known_holders(
+                int(result.audit.left[group].sum()),
+                len(group),
+                f"{plural(len(group), 'dma-buf')} of {{exporter}}",
             ),
             subject=Ref(_TYPE, exporter, examples[0]),
             evidence=(
@@ -342,10 +347,7 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     yield Finding(
         rule=DANGLING,
         confidence=found.confidence,
-        message=(
-            "{objects} dma-bufs have more holders than references, and {freed_objects} are freed "
-            "and still pointed at by a holder; the holders: {holders}."
-        ),
+        message=found.message("dma-buf"),
         subject=Ref(_TYPE, "", examples[0]),
         evidence=(
             *found.evidence,

@@ -42,7 +42,10 @@ from vmcore_tools.audit_findings import (
     Proof,
     count_audit_gaps,
     kmemleak_evidence,
+    live_only_through_these,
+    more_than_known_holders,
     pointed_at_from,
+    references_leaked,
 )
 from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.dma_fence import Fences
@@ -62,6 +65,7 @@ from vmcore_tools.model import (
     Severity,
     column,
 )
+from vmcore_tools.words import plural
 
 #: Example addresses in a finding.
 _EXAMPLES_SHOWN = 4
@@ -297,10 +301,10 @@ def _leak(
         ctx, index, found.container[group], int(found.cache[group[0]]), _WRAPPERS
     )
     yield from allocators.stacks
-    message = (
-        "{references_leaked} references leaked on {objects} objects of type {type} in {cache}; "
-        "{objects_only_leaked} of them ({size_bytes}) live only through these references"
-    )
+    total, only, number = int(references.sum()), int(only_leaked.sum()), len(group)
+    what = f"{plural(number, 'object')} of type {{type}} in {{cache}}"
+    message = references_leaked(total, number, what)
+    message += live_only_through_these(total, number, only, " ({size_bytes})")
     if allocators.evidence:
         message += ", allocated by {allocating_comms} in {allocating_function}"
         evidence += allocators.evidence
@@ -326,9 +330,10 @@ def _unknown_holder(index: SlabIndex, result: _Result, group: npt.NDArray[np.int
     return Finding(
         rule=UNKNOWN_HOLDER,
         confidence=Confidence.SUSPECTED,
-        message=(
-            "{objects} objects of type {type} in {cache} have {references} references more than "
-            "the holders that are known here, and something that is not known points at them."
+        message=more_than_known_holders(
+            int(result.audit.left[group].sum()),
+            len(group),
+            f"{plural(len(group), 'object')} of type {{type}} in {{cache}}",
         ),
         subject=Ref(type_name, ops_name, int(found.address[group[0]])),
         evidence=(
@@ -365,11 +370,7 @@ def _dangling(index: SlabIndex, result: _Result) -> Iterator[Finding]:
     yield Finding(
         rule=DANGLING,
         confidence=common.confidence,
-        message=(
-            "{objects} fences have more holders than references, {freed_objects} are freed and "
-            "still pointed at by a holder, and {objects_saturated} have a saturated reference "
-            "count; the holders: {holders}."
-        ),
+        message=common.message("fence", len(saturated)),
         subject=Ref(type_name, "", examples[0]),
         evidence=(
             *common.evidence,

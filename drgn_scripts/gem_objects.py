@@ -71,7 +71,7 @@ _HOARD_PERCENT = 50
 
 @dataclasses.dataclass(frozen=True)
 class GemObject:
-    """A GEM object; the ones with unexplained references come first."""
+    """A GEM object that lives; the ones with unexplained references come first."""
 
     address: int = column(Kind.ADDRESS)
     driver: str = column(Kind.UNTRUSTED)
@@ -172,7 +172,17 @@ def analyze(ctx: Context) -> Iterator[Any]:
     yield from dangling(index, result)
     yield from hoards(result, usages, ctx.options["hoard_objects"], _hoard_bytes(ctx))
     yield from _dead_clients(ctx, index, result, clients, of_file)
-    yield ManyRows(GemObject, len(holders.gems.address), _rows(ctx.prog, result, clients))
+    alive = np.flatnonzero(audited.verdict != Verdict.FREEING)
+    gone = len(audited.verdict) - len(alive)
+    if gone:
+        ctx.coverage.gap(
+            "GEM object",
+            "its count is 0: it is being freed, or is what is left of one in memory that "
+            "something else has now",
+            count=gone,
+            material=False,
+        )
+    yield ManyRows(GemObject, len(alive), _rows(ctx.prog, result, clients, alive))
     yield ManyRows(GemClient, len(clients.clients), _clients(result, clients, of_file))
     yield ManyRows(GemMemory, len(usages), _memory(result, usages))
     if has_ttm(ctx.prog):
@@ -296,13 +306,13 @@ def _clients(
         )
 
 
-def _rows(prog: Program, result: GemAudit, clients: DrmClients) -> Iterator[GemObject]:
+def _rows(prog: Program, result: GemAudit, clients: DrmClients, alive: Ints) -> Iterator[GemObject]:
     holders, audited = result.holders, result.audit
     gems = holders.gems
     nobody = np.zeros(len(gems.address), dtype=np.int64)
     users = _Users(prog, holders, clients)
-    order = np.lexsort((gems.address, -audited.excess, -audited.left))
-    for i in order.tolist():
+    order = np.lexsort((gems.address[alive], -audited.excess[alive], -audited.left[alive]))
+    for i in alive[order].tolist():
         held = {f"held_by_{kind}": int(audited.holders.get(kind, nobody)[i]) for kind in KINDS}
         pages = int(result.pages[i])
         yield GemObject(

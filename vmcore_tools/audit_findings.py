@@ -22,6 +22,7 @@ from vmcore_tools.kernel.slub_tracks import Tracks, has_tracks, object_tracks
 from vmcore_tools.kernel.virtual_map import virtual_map
 from vmcore_tools.model import Confidence, Evidence, Kind, Stack
 from vmcore_tools.module_gaps import count_modules_without_debug_info
+from vmcore_tools.words import plural
 
 U64 = npt.NDArray[np.uint64]
 
@@ -29,6 +30,12 @@ U64 = npt.NDArray[np.uint64]
 _STACKS_SHOWN = 3
 #: Places with unknown pointers that a finding names.
 _PLACES_SHOWN = 10
+#: How what is said of holders without a reference goes on, by the evidence.
+_DANGLING_REST = {
+    "objects": " than references",
+    "freed_objects": " and still pointed at by a holder",
+    "objects_saturated": " reference count",
+}
 #: Tasks that a finding names, those that allocated most.
 _TASKS_SHOWN = 10
 #: What is between an allocation and the code that wanted it.
@@ -65,12 +72,16 @@ class Proof:
         unread: Tuple[str, ...] = ()
         message = "; no other pointer to them is in all of kernel memory."
         if result.pages_unread:
+            pages = plural(result.pages_unread, "page", "pages")
+            are = plural(result.pages_unread, "is", "are")
             message = (
-                "; {pages_unread} pages that could hold a pointer to them are not in the dump."
+                f"; {{pages_unread}} {pages} that could hold a pointer to them {are} not in the "
+                "dump."
             )
             unread = ("kernel pages that are not in the dump",)
         elif result.registers_unread:
-            message = "; the registers of {registers_unread} CPUs are not in the dump."
+            cpus = plural(result.registers_unread, "CPU")
+            message = f"; the registers of {{registers_unread}} {cpus} are not in the dump."
             unread = ("registers of CPUs",)
         elif result.areas_lost:
             message = "; the list of vmalloc areas, where stacks are, is damaged."
@@ -79,11 +90,15 @@ class Proof:
             message = "; the target went on while it was read."
             unread = ("what changed meanwhile",)
         elif proven < references:
-            message = (
-                "; {references_proven} are proven, as no other pointer to their objects is in all "
-                "of kernel memory; the objects of the other {references_likely} have a stray one, "
-                "or a driver that is not known here and may still signal them."
-            )
+            what = "a stray pointer, or a driver that is not known here and may still signal them."
+            message = f"; their objects have {what}"
+            if proven:
+                are = plural(proven, "is", "are")
+                others = plural(references - proven, "other one", "other {references_likely}")
+                message = (
+                    f"; {{references_proven}} {are} proven, as no other pointer to their objects "
+                    f"is in all of kernel memory; those of the {others} have {what}"
+                )
             unread = ("what the stray pointers mean",)
         confidence = Confidence.PROVEN if proven else Confidence.LIKELY
         return Proof(confidence, message, unread, evidence)
@@ -123,6 +138,64 @@ class Dangling:
                 Evidence("registers_unread", Kind.COUNT, result.registers_unread),
             ),
         )
+
+    def message(self, one: str, saturated: int = 0) -> str:
+        """
+        What there is of them, with the evidence's names.
+
+        :param one: what such an object is called: ``fence``
+        :param saturated: how many have such a count: evidence ``objects_saturated``
+        """
+        counts = {item.name: item.value for item in self.evidence}
+        parts = []
+        for name, count, is_, are in (
+            ("objects", counts["objects"], "has more holders", "have more holders"),
+            ("freed_objects", counts["freed_objects"], "is freed", "are freed"),
+            ("objects_saturated", saturated, "has a saturated", "have a saturated"),
+        ):
+            if isinstance(count, int) and count:
+                words = plural(count, is_, are)
+                parts.append(f"{{{name}}} {plural(count, one)} {words}{_DANGLING_REST[name]}")
+        text = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+        return text + ("; the holders: {holders}." if self.kinds else ".")
+
+
+def references_leaked(references: int, objects: int, what: str) -> str:
+    """
+    How a message of leaked references begins.
+
+    :param what: the objects: ``GEM object of {driver}``, for several ``GEM objects of …``
+    """
+    return f"{{references_leaked}} {plural(references, 'reference')} leaked on {{objects}} {what}"
+
+
+def live_only_through_these(references: int, objects: int, only: int, size: str) -> str:
+    """
+    What a message of leaked references says of objects that nothing else holds.
+
+    :param only: how many objects these are
+    :param size: words of their size, with the comma or brackets that they need
+    """
+    these = plural(references, "this reference", "these references")
+    if not only:
+        return ""
+    if objects == 1:
+        return f"; it{size} lives only through {these}"
+    live = plural(only, "lives", "live")
+    return f"; {{objects_only_leaked}} of them{size} {live} only through {these}"
+
+
+def more_than_known_holders(references: int, objects: int, what: str) -> str:
+    """
+    The message of objects that something unknown points at.
+
+    :param what: the objects, one or several
+    """
+    have, them = plural(objects, "has", "have"), plural(objects, "it", "them")
+    return (
+        f"{{objects}} {what} {have} {{references}} {plural(references, 'reference')} more than "
+        f"the holders that are known here, and something that is not known points at {them}."
+    )
 
 
 def pointed_at_from(result: Audit, group: npt.NDArray[np.int64]) -> Tuple[str, ...]:

@@ -29,6 +29,7 @@ from vmcore_tools.kernel.slab import ObjectState, SlabIndex
 from vmcore_tools.kernel.strings import text_at
 from vmcore_tools.kernel.task import process_of, task_comm
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity
+from vmcore_tools.words import plural
 
 U64 = npt.NDArray[np.uint64]
 
@@ -112,11 +113,7 @@ def stale_cache(ctx: Context, index: SlabIndex, holders: DmaBufHolders) -> Itera
     yield Finding(
         rule=STALE_CACHE,
         confidence=Confidence.PROVEN if sure else Confidence.LIKELY,
-        message=(
-            "{entries} entries of PRIME caches of {comms} are stale: the dma-bufs of {freed} are "
-            "freed, those of {reused} are other ones now, and {outlived} keep a dma-buf whose "
-            "handle is closed."
-        ),
+        message=_stale_message(stale),
         subject=Ref("struct drm_file", ", ".join(drivers), int(entries.file[found[0]])),
         evidence=(
             Evidence("entries", Kind.COUNT, len(found)),
@@ -238,6 +235,27 @@ def import_cycles(ctx: Context, holders: DmaBufHolders) -> Iterator[Finding]:
         yield _import_cycle(ctx, holders, drivers, some)
 
 
+def _stale_message(stale: _Stale) -> str:
+    freed, reused, outlived = len(stale.freed), len(stale.reused), len(stale.outlived)
+    parts = []
+    if freed:
+        parts.append(
+            plural(freed, "the dma-buf of {freed} is", "the dma-bufs of {freed} are") + " freed"
+        )
+    if reused:
+        parts.append(
+            plural(reused, "that of {reused} is another one", "those of {reused} are other ones")
+            + " now"
+        )
+    if outlived:
+        keep = plural(outlived, "keeps", "keep")
+        parts.append(f"{{outlived}} {keep} a dma-buf whose handle is closed")
+    entries = plural(freed + reused + outlived, "entry", "entries")
+    are = plural(freed + reused + outlived, "is", "are")
+    text = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+    return f"{{entries}} {entries} of PRIME caches of {{comms}} {are} stale: {text}."
+
+
 def _import_cycle(
     ctx: Context,
     holders: DmaBufHolders,
@@ -253,8 +271,9 @@ def _import_cycle(
         rule=IMPORT_CYCLE,
         confidence=Confidence.LIKELY if live else Confidence.PROVEN,
         message=(
-            "{dma_bufs} dma-bufs, of {size_bytes} together, and {gem_objects} GEM objects of "
-            "{drivers} keep each other in {circles} circles of imports that nothing ends."
+            f"{{dma_bufs}} {plural(len(dma_bufs), 'dma-buf')}, of {{size_bytes}} together, and "
+            f"{{gem_objects}} {plural(len(gems), 'GEM object')} of {{drivers}} keep each other in "
+            f"{{circles}} {plural(len(circles), 'circle')} of imports that nothing ends."
         ),
         subject=Ref(_TYPE, ", ".join(drivers), int(addresses[0])),
         evidence=(

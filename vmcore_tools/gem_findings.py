@@ -15,7 +15,10 @@ from vmcore_tools.audit_findings import (
     Dangling,
     Proof,
     kmemleak_evidence,
+    live_only_through_these,
+    more_than_known_holders,
     pointed_at_from,
+    references_leaked,
 )
 from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.drm_clients import DrmClient
@@ -32,6 +35,7 @@ from vmcore_tools.model import (
     Rule,
     Severity,
 )
+from vmcore_tools.words import plural
 
 Ints = npt.NDArray[np.int64]
 
@@ -42,9 +46,6 @@ _EXAMPLES_SHOWN = 4
 _WRAPPERS = (
     "__?drm_gem_shmem_create.*|virtio_gpu_create_object|virtio_gpu_object_create"
     "|virtio_gpu_alloc_object|virtio_gpu_vram_create|__?vgem_gem_create.*"
-)
-_THEY_STAY = (
-    ": its {objects} GEM objects, buffers of {size_bytes} with {pages_bytes} in memory, stay."
 )
 #: The kind of holder that a command is.
 _COMMAND = "command"
@@ -233,11 +234,11 @@ def leaks(ctx: Context, index: SlabIndex, result: GemAudit) -> Iterator[Any]:
             related = (Ref("slab cache", name, known.cache.value_()),)
             allocators = Allocators.of(ctx, index, gems.container[group], cache, _WRAPPERS)
         yield from allocators.stacks
-        message = (
-            "{references_leaked} references leaked on {objects} GEM objects of {driver}; "
-            "{objects_only_leaked} of them, buffers of {size_bytes} together, live only through "
-            "these references"
-        )
+        number = len(group)
+        buffers = plural(len(only), "a buffer of {size_bytes}", "buffers of {size_bytes} together")
+        what = f"{plural(number, 'GEM object')} of {{driver}}"
+        message = references_leaked(total, number, what)
+        message += live_only_through_these(total, number, len(only), f", {buffers},")
         if allocators.evidence:
             message += ", allocated by {allocating_comms} in {allocating_function}"
         yield Finding(
@@ -275,9 +276,10 @@ def unknown_holders(result: GemAudit) -> Iterator[Finding]:
         yield Finding(
             rule=UNKNOWN_HOLDER,
             confidence=Confidence.SUSPECTED,
-            message=(
-                "{objects} GEM objects of {driver} have {references} references more than the "
-                "holders that are known here, and something that is not known points at them."
+            message=more_than_known_holders(
+                int(result.audit.left[group].sum()),
+                len(group),
+                f"{plural(len(group), 'GEM object')} of {{driver}}",
             ),
             subject=Ref(TYPE, driver, examples[0]),
             evidence=(
@@ -323,7 +325,6 @@ def _dangling(
         *audit.stale.address[:_EXAMPLES_SHOWN].tolist(),
         *result.holders.gems.address[alive[:_EXAMPLES_SHOWN]].tolist(),
     )
-    who = "that commands in flight use " if rule is UNHELD_COMMAND else ""
     caches = audit.stale.cache[audit.stale.cache >= 0]
     confidence, unread, signature = found.confidence, found.unread, found.kinds
     if not driver_known:
@@ -334,8 +335,8 @@ def _dangling(
         rule=rule,
         confidence=confidence,
         message=(
-            f"{{objects}} GEM objects {who}have more holders than references, and "
-            "{freed_objects} are freed and still pointed at by a holder; the holders: {holders}."
+            ("In use by commands in flight: " if rule is UNHELD_COMMAND else "")
+            + found.message("GEM object")
         ),
         subject=Ref(TYPE, "", examples[0]),
         evidence=(*found.evidence, Evidence("examples", Kind.ADDRESS, examples)),
@@ -399,6 +400,14 @@ def hoards(
         )
 
 
+def _they_stay(objects: int) -> str:
+    buffers = plural(objects, "GEM object, a buffer", "GEM objects, buffers")
+    return (
+        f": its {{objects}} {buffers} of {{size_bytes}} with {{pages_bytes}} in memory, "
+        f"{plural(objects, 'stays', 'stay')}."
+    )
+
+
 def dead_clients(
     result: GemAudit,
     files: Audit,
@@ -419,10 +428,12 @@ def dead_clients(
             continue
         places: Tuple[str, ...] = ()
         unread: List[str] = []
-        rule, holder = DEAD_CLIENT, "are left"
+        references = int(files.left[at])
+        are = plural(references, "is", "are")
+        rule, holder = DEAD_CLIENT, f"{are} left"
         confidence = Confidence.PROVEN if files.can_prove else Confidence.LIKELY
         if verdict == Verdict.UNKNOWN_HOLDER:
-            rule, holder = UNKNOWN_HOLDER, "are held by something that is not known here"
+            rule, holder = UNKNOWN_HOLDER, f"{are} held by something that is not known here"
             places, confidence = pointed_at_from(files, np.array([at])), Confidence.SUSPECTED
             unread.append("what the unknown pointers mean")
         elif not files.can_prove:
@@ -437,8 +448,8 @@ def dead_clients(
             confidence=confidence,
             message=(
                 "No process has the DRM file of {minor} any more that PID {opener_pid} opened, "
-                f"but {{references}} references to it {holder}"
-                + (_THEY_STAY if len(objects) else "; it has no GEM objects.")
+                f"but {{references}} {plural(references, 'reference')} to it {holder}"
+                + (_they_stay(len(objects)) if len(objects) else "; it has no GEM objects.")
             ),
             subject=Ref("struct drm_file", client.minor, client.file.value_()),
             evidence=(
@@ -450,7 +461,7 @@ def dead_clients(
                     opener if opener is not None else Absent("it could not be read"),
                 ),
                 Evidence("opener_comm", Kind.SENSITIVE, comm),
-                Evidence("references", Kind.COUNT, int(files.left[at])),
+                Evidence("references", Kind.COUNT, references),
                 Evidence("objects", Kind.COUNT, len(objects)),
                 Evidence("size_bytes", Kind.BYTES, result.size_bytes(objects)),
                 Evidence("pages_bytes", Kind.BYTES, result.pages_bytes(objects)),
