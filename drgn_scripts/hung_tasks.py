@@ -86,7 +86,8 @@ time and the stack are read directly, so the finding is `proven`; that it is a
 deadlock is not claimed. If the stack breaks off it is `likely`: a task that was
 frozen on purpose is known by its stack alone.
 `causes` are the findings of wait-graph that keep these tasks waiting, each with
-its own confidence.""",
+its own confidence; `cause_of` are those that a task is itself the cause of, and
+`awaited` what it waits for. Of VT318 nobody is known to be the cause.""",
 )
 
 
@@ -130,6 +131,7 @@ class _Blocked:
     :ivar waits_for: the kernel's word, by the stack or else by wait-graph
     :ivar cause: what keeps it waiting
     :ivar causes: what it is itself the cause of
+    :ivar in_circle: whether it is part of its cause, a deadlock
     """
 
     task: Object
@@ -141,6 +143,7 @@ class _Blocked:
     waits_for: Optional[str]
     cause: Optional[Finding]
     causes: Optional[Finding]
+    in_circle: bool
     awaited: Optional[Awaited]
     not_found: bool
     named: bool
@@ -224,6 +227,7 @@ def _blocked_tasks(ctx: Context) -> List[_Blocked]:
                     place.kind or (known.kind if known else None),
                     known.cause if known else None,
                     known.causes if known else None,
+                    known is not None and known.in_circle,
                     known.awaited if known else None,
                     known is not None and not known.found,
                     message is not None and message.is_of_sleep(wait_ns, now_ns),
@@ -383,28 +387,36 @@ def _of_waits(
     """What wait-graph knows of the waits of some tasks, for the message."""
     named = [cause for cause in causes if cause.rule is not WAKER_UNKNOWN]
     if named:
-        facts: Tuple[Evidence, ...] = (Evidence("causes", Kind.TEXT, tuple(map(_name, named))),)
-        yield "wait-graph names the cause: {causes}", facts
+        names = tuple(dict.fromkeys(map(_name, named)))
+        of_circle = len(hung) == 1 and hung[0].in_circle
+        text = "it is part of {causes}" if of_circle else "wait-graph names the cause: {causes}"
+        yield text, (Evidence("causes", Kind.TEXT, names),)
     awaited = hung[0].awaited if len({task.awaited for task in hung}) == 1 else None
-    facts = () if awaited is None else (Evidence("awaited", Kind.UNTRUSTED, awaited.name),)
+    facts: Tuple[Evidence, ...] = ()
+    if awaited is not None:
+        facts = (Evidence("awaited", Kind.UNTRUSTED, awaited.name),)
     itself = [task for task in hung if task.causes is not None]
     if itself:
         caused = _different(task.causes for task in itself)
-        facts += (Evidence("cause_of", Kind.TEXT, tuple(map(_name, caused))),)
-        who = "it is itself the cause of {cause_of}"
+        rules = dict.fromkeys(f"{finding.rule.id} {finding.rule.slug}" for finding in caused)
+        facts += (Evidence("cause_of", Kind.TEXT, tuple(rules)),)
+        who, it = "it is itself the cause of {cause_of}", "it"
         if len(hung) > 1:
-            who = "PID {itself_the_cause} is itself the cause of {cause_of}"
-            pids = tuple(task.pid for task in itself)
-            facts += (Evidence("itself_the_cause", Kind.PID, pids),)
+            are = plural(len(itself), "is itself", "are themselves")
+            who, it = f"PID {{themselves}} {are} the cause of {{cause_of}}", "that"
+            pids = tuple(task.pid for task in itself[:_TASKS_NAMED])
+            facts += (Evidence("themselves", Kind.PID, pids),)
         victims = sum(_victims(finding) for finding in caused)
         if victims:
             facts += (Evidence("behind_it", Kind.COUNT, victims),)
-            who += f" ({{behind_it}} {plural(victims, 'task waits', 'tasks wait')} behind it)"
+            who += f" ({{behind_it}} {plural(victims, 'task waits', 'tasks wait')} behind {it})"
         if awaited is not None:
-            who += ", and waits for {awaited}"
+            who += "; what is waited for: {awaited}"
             who += ", which nobody is known to end" if awaited.unended else ""
         yield who, facts
-    elif len(named) < len(causes):
+    elif named and len(named) < len(causes):
+        yield "of the others it knows nobody who would end it (VT318)", ()
+    elif causes and not named:
         yield "wait-graph knows nobody who would end it (VT318)", ()
     lost = sum(task.not_found for task in hung)
     if lost:

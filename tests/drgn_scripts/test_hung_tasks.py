@@ -88,8 +88,12 @@ def cause(rule: Rule, pid: Optional[int], victims: int) -> Finding:
 def blocked(pid: int, **changed: Any) -> hung_tasks._Blocked:
     task: Any = SimpleNamespace(value_=lambda: 0x1000 + pid)
     place = SleepPlace("mutex", "mutex_lock.constprop.0", "do_thing")
-    known: Dict[str, Any] = {"cause": None, "causes": None, "awaited": None, "not_found": False}
-    fields = {**known, "named": False, "waits_for": "mutex", **changed}
+    fields: Dict[str, Any] = {
+        **dict.fromkeys(("cause", "causes", "awaited")),
+        **dict.fromkeys(("in_circle", "not_found", "named"), False),
+        "waits_for": "mutex",
+        **changed,
+    }
     return hung_tasks._Blocked(task, pid, "holder", 9 * SECOND, Stack(()), place, **fields)
 
 
@@ -116,10 +120,9 @@ def test_the_cause_itself_is_no_victim_of_it() -> None:
     never = Awaited("completion vmwaits_never", True)
     text, found = said(blocked(111, causes=BEHIND, awaited=never))
     assert "wait-graph names" not in text
-    assert "; it is itself the cause of VT313 lock-holder-asleep" in text
     assert text.endswith(
-        " (250 tasks wait behind it), and waits for completion vmwaits_never, which nobody is "
-        "known to end."
+        "; it is itself the cause of VT313 lock-holder-asleep (250 tasks wait behind it); what is "
+        "waited for: completion vmwaits_never, which nobody is known to end."
     )
     assert found.related == ()
     assert found.explained
@@ -128,12 +131,32 @@ def test_the_cause_itself_is_no_victim_of_it() -> None:
 def test_a_cause_with_one_behind_it_that_waits_for_one_who_can_end_it() -> None:
     alone = cause(HOLDER_ASLEEP, 111, 1)
     text, _ = said(blocked(111, causes=alone, awaited=Awaited("timer", False)))
-    assert text.endswith(" (1 task waits behind it), and waits for timer.")
+    assert text.endswith(" (1 task waits behind it); what is waited for: timer.")
+
+
+def test_several_causes_with_one_stack() -> None:
+    text, found = said(*(blocked(n, causes=cause(HOLDER_ASLEEP, n, 2)) for n in (111, 112)))
+    assert text.endswith(
+        "; PID 111, 112 are themselves the cause of VT313 lock-holder-asleep (4 tasks wait behind "
+        "that)."
+    )
+    assert found.explained
+
+
+def test_one_of_a_circle_is_part_of_it() -> None:
+    text, found = said(blocked(111, cause=BEHIND, in_circle=True))
+    assert f"; it is part of VT313 lock-holder-asleep ({BEHIND.confidence.name.lower()})." in text
+    assert found.explained and found.related == ()
 
 
 def test_what_nobody_is_known_to_end_is_no_cause() -> None:
     text, found = said(blocked(112, cause=cause(WAKER_UNKNOWN, None, 1)))
     assert text.endswith("; wait-graph knows nobody who would end it (VT318).")
+    assert not found.explained
+    text, found = said(
+        blocked(111, cause=BEHIND), blocked(112, cause=cause(WAKER_UNKNOWN, None, 1))
+    )
+    assert text.endswith("; of the others it knows nobody who would end it (VT318).")
     assert not found.explained
 
 

@@ -8,13 +8,18 @@ from typing import Any, Dict, List
 import pytest
 from drgn import Object
 from drgn.helpers import ValidationError
+from drgn.helpers.linux.pid import find_task
 
 from drgn_scripts import hung_tasks, wait_graph
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
+from vmcore_tools.kernel import wait_chain
+from vmcore_tools.kernel.wait_graph import Edge
+from vmcore_tools.kernel.wait_nodes import HELD_BY, LOCK, Node
 from vmcore_tools.kernel.waits import WaitFinder
 from vmcore_tools.model import Absent, Report, Status
 from vmcore_tools.wait_findings import causes
+from vmcore_tools.wait_findings.cpu import CpuMonopolised
 
 
 def run(dump: ShippedDump) -> Report:
@@ -122,3 +127,58 @@ def test_a_wait_that_was_lost_is_a_gap_of_its_cause(
     assert list(gap.addresses) == lost[:1]
     assert [(gap.what, gap.count) for gap in waits.gaps] == [("wait of a task", len(lost))]
     assert [analysis.status for analysis in (hung, waits)] == [Status.PARTIAL, Status.PARTIAL]
+
+
+def test_a_wait_that_was_not_found_is_not_looked_at(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WaitFinder, "find", lambda *_: None)
+    monkeypatch.delitem(demo_dump.target.prog.cache, causes.CACHE, raising=False)
+    report = run(demo_dump)
+    hung, waits = report.analyses
+    task = find_task(demo_dump.target.prog, demo_dump.truth["hung"]["pid"])
+    (gap,) = (gap for gap in waits.gaps if gap.what == "task")
+    assert (gap.reason, gap.material) == ("what it waits for was not found", True)
+    assert (gap.count, gap.addresses) == (1, (task.value_(),))
+    assert (hung.status, waits.status) == (Status.OK, Status.PARTIAL)
+    assert evidence(report, "VT301")["not_found"] == 1
+    assert "causes" not in evidence(report, "VT301")
+
+
+def test_the_cause_comes_before_the_task_that_it_hangs(demo_dump: ShippedDump) -> None:
+    ids = [finding.rule.id for finding in demo_dump.report.findings]
+    assert ids.index("VT311") < ids.index("VT301")
+
+
+def test_who_keeps_others_waiting_is_no_victim_of_that(
+    demo_dump: ShippedDump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the hung task had a lock that init wants, and nobody were known to end its wait."""
+    prog, pid = demo_dump.target.prog, demo_dump.truth["hung"]["pid"]
+
+    def prepare(cause: CpuMonopolised) -> None:
+        chains, waits = cause.view.chains, cause.view.waits
+        behind, holder = (chains.add_task(find_task(prog, number).read_()) for number in (1, pid))
+        lock = chains.add(Node("mutex", LOCK, chains.nodes[holder].object, "mutex"))
+        chains.graph.add_edge(Edge(behind, lock, "waits for"))
+        chains.graph.add_edge(Edge(lock, holder, HELD_BY))
+        waits[behind] = 100_000_000_000
+
+    follow = {**wait_chain.FOLLOW_WAIT}
+    del follow["flush_work"]
+    monkeypatch.setattr(wait_chain, "FOLLOW_WAIT", follow)
+    monkeypatch.setattr(wait_chain, "FOLLOW_NODE", {})
+    monkeypatch.setattr(CpuMonopolised, "prepare", prepare)
+    monkeypatch.delitem(prog.cache, causes.CACHE, raising=False)
+    report = run(demo_dump)
+    assert [finding.rule.id for finding in report.findings] == ["VT313", "VT301"]
+    assert report.findings[0].subject.pid == pid
+    said = evidence(report, "VT301")
+    assert "causes" not in said
+    assert said["cause_of"] == ("VT313 lock-holder-asleep",)
+    assert (said["behind_it"], said["awaited"]) == (1, "flush_work")
+    assert report.findings[1].related == ()
+    for analysis in report.analyses:
+        (row,) = (row for row in analysis.tables[0].rows if row.pid == pid)
+        assert row.cause == Absent("none was found: it is itself that of VT313")
+        assert row.cause_pid == Absent("the task is itself a cause")

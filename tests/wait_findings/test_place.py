@@ -106,6 +106,8 @@ DRAIN_ALL_PAGES = [
             "some_driver_wait",
             "vfs_read",
         ),
+        # A part of it was made inline.
+        (["schedule", "wait_event", "wait_event.part.0", "kthread"], None, "wait_event", "kthread"),
         (["__schedule", "schedule"], None, None, None),
         ([], None, None, None),
     ],

@@ -24,7 +24,8 @@ def follow_srcu_wait(chains: WaitChains, node: Node, wait: Wait) -> Iterator[Edg
     """
     readers = srcu_readers(wait.object)
     name = symbol_name(chains.prog, wait.object.value_()) or ""
-    label = f"{name} with {readers} readers".strip() if readers else name
+    count = "1 reader" if readers == 1 else f"{readers} readers"
+    label = f"{name} with {count}".strip() if readers else name
     key = f"srcu {wait.object.value_():#x}"
     chains.add(Node(key, OBJECT, wait.object, "srcu domain", wait, label=label))
     yield Edge(node.key, key, "waits for a grace period of", wait.proven)

@@ -4,7 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type
+from typing import (
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Set,
+    Tuple,
+    Type,
+)
 
 from drgn import FaultError, ProgramFlags
 from drgn.helpers import ValidationError
@@ -61,11 +72,13 @@ class WaitOfTask:
     :ivar cause: what keeps the task waiting
     :ivar causes: what it is itself the cause of
     :ivar kind: the kernel's word for the wait
+    :ivar in_circle: whether it is part of its cause, a deadlock
     :ivar found: whether it is known what it waits for; of one that does not sleep it is
     """
 
     cause: Optional[Finding]
     causes: Optional[Finding]
+    in_circle: bool
     kind: Optional[str]
     awaited: Optional[Awaited]
     found: bool
@@ -79,12 +92,14 @@ class ExplainedWaits:
     :ivar findings: of all causes, that behind which the most tasks wait first
     :ivar blamed: the finding for each node that waits behind its cause, or is part of a circle
     :ivar culprits: the finding for each node that is its cause itself
+    :ivar circles: the nodes of circles, each of which keeps itself waiting
     """
 
     view: WaitView
     findings: Tuple[Finding, ...]
     blamed: Mapping[str, Finding]
     culprits: Mapping[str, Finding]
+    circles: FrozenSet[str]
 
     def of_task(self, task: int) -> Optional[WaitOfTask]:
         """
@@ -98,6 +113,7 @@ class ExplainedWaits:
         return WaitOfTask(
             cause=self.blamed.get(key),
             causes=self.culprits.get(key),
+            in_circle=key in self.circles,
             kind=None if node.wait is None else node.wait.kind,
             awaited=self._awaited(key),
             found=node.state != "asleep" or bool(node.wait or self.view.graph.edges_from(key)),
@@ -190,16 +206,18 @@ class _Causes:
         findings = []
         blamed: Dict[str, Finding] = {}
         culprits: Dict[str, Finding] = {}
+        circles: Set[str] = set()
         for root, finding in self._findings():
             if self._view.prog.flags & ProgramFlags.IS_LIVE:
                 finding = of_live_target(finding)
             findings.append(finding)
-            circle = root.nodes if len(root.nodes) > 1 else ()
-            for key in (*circle, *root.victims):
+            in_circle = root.nodes if len(root.nodes) > 1 else ()
+            circles.update(in_circle)
+            for key in (*in_circle, *root.victims):
                 blamed.setdefault(key, finding)
-            if not circle:
+            if not in_circle:
                 culprits.setdefault(root.nodes[0], finding)
-        return ExplainedWaits(self._view, tuple(findings), blamed, culprits)
+        return ExplainedWaits(self._view, tuple(findings), blamed, culprits, frozenset(circles))
 
     def _findings(self) -> List[Tuple[Root, Finding]]:
         """Of all causes, that behind which the most tasks wait first."""

@@ -93,5 +93,13 @@ def sleep_place(functions: List[str]) -> SleepPlace:
             break
     if kind is None:
         last = 0
-    function = names[last] if names else None
-    return SleepPlace(kind, function, names[last + 1] if last + 1 < len(names) else None)
+    if not names:
+        return SleepPlace(kind, None, None)
+    function = names[last]
+    behind = (name for name in names[last + 1 :] if not _are_one(name, function))
+    return SleepPlace(kind, function, next(behind, None))
+
+
+def _are_one(name: str, other: str) -> bool:
+    """Whether it is the same function, a part of which was made inline."""
+    return name.partition(".")[0] == other.partition(".")[0]
