@@ -31,7 +31,8 @@ from drgn import FaultError, Object, Program, ProgramFlags
 
 from drgn_scripts import dma_bufs, dma_fences
 from vmcore_tools import gem_findings
-from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
+from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires, WrongArgument
+from vmcore_tools.asked import kernel_address, number_from
 from vmcore_tools.kernel.audit import Audit, Verdict
 from vmcore_tools.kernel.buffer_chain import BufferChains, Chain, Node, What, chain_of
 from vmcore_tools.kernel.drm_clients import drm_clients
@@ -107,13 +108,24 @@ class ChainLink:
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
-    chains = BufferChains(slab_index(ctx.prog, ctx.memory))
-    for what, why, address in chains.gaps:
-        ctx.coverage.gap(what, why, address)
     text = ctx.options["target"]
-    start = _start(chains, text)
+    address = kernel_address(text)
+    if address is None and not text.isdecimal():
+        raise WrongArgument(
+            f"{text!r} is neither an address, which begins with 0x, nor a PID; 'run gem-objects'"
+            " and 'run dma-bufs' tell some"
+        )
+    chains = BufferChains(slab_index(ctx.prog, ctx.memory))
+    for what, why, at in chains.gaps:
+        ctx.coverage.gap(what, why, at)
+    start = chains.process(int(text)) if address is None else chains.at(address)
     if start is None:
-        ctx.coverage.gap("target", f"there is no buffer, fence or process at {text}")
+        if not chains.gaps:
+            raise WrongArgument(
+                f"there is no {'process' if address is None else 'buffer or fence'} {text};"
+                " 'run gem-objects' and 'run dma-bufs' tell some"
+            )
+        ctx.coverage.gap("target", f"no buffer, fence or process {text} was seen")
         return
     nodes_max = ctx.options["nodes"]
     chain = chain_of(chains, start, nodes_max)
@@ -132,16 +144,6 @@ def analyze(ctx: Context) -> Iterator[Any]:
             pid=keeper.pid if is_process and keeper.pid is not None else nobody,
             comm=keeper.name if is_process else nobody,
         )
-
-
-def _start(chains: BufferChains, text: str) -> Optional[Node]:
-    if text.lower().startswith("0x"):
-        try:
-            address = int(text, 16)
-        except ValueError:
-            return None
-        return chains.at(address) if address < 1 << 64 else None
-    return chains.process(int(text)) if text.isdecimal() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -468,13 +470,6 @@ def _facts(prog: Program, node: Node, not_drawn: Dict[Node, int]) -> Tuple[Evide
     return tuple(facts)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError("it must be at least 1")
-    return number
-
-
 ANALYSIS = Analysis(
     name="buffer-chain",
     analyze=analyze,
@@ -484,7 +479,7 @@ ANALYSIS = Analysis(
         Option(
             "nodes",
             f"how many things to show at most (default: {_NODES_SHOWN})",
-            _positive,
+            number_from(1),
             _NODES_SHOWN,
             "N",
         ),

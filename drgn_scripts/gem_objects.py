@@ -35,6 +35,7 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Option, Requires
+from vmcore_tools.asked import number_from
 from vmcore_tools.audit_findings import count_audit_gaps
 from vmcore_tools.gem_findings import (
     RULES,
@@ -432,14 +433,14 @@ ANALYSIS = Analysis(
         Option(
             "hoard-objects",
             "GEM objects of a device that are too many for a process",
-            int,
+            number_from(1),
             _HOARD_OBJECTS,
             "N",
         ),
         Option(
             "hoard-percent",
             "per cent of RAM in buffers that are too much for a process",
-            int,
+            number_from(1),
             _HOARD_PERCENT,
             "N",
         ),

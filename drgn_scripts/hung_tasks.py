@@ -26,6 +26,7 @@ from drgn.helpers import ValidationError
 from drgn.helpers.linux.sched import task_cpu
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.asked import number_from
 from vmcore_tools.frames import signature_functions, task_stack
 from vmcore_tools.kernel.printk import LogRecord, log_records
 from vmcore_tools.kernel.task import (
@@ -470,7 +471,7 @@ ANALYSIS = Analysis(
             "threshold-seconds",
             "report tasks that sleep for at least this long "
             "(default: the kernel's hung_task_timeout_secs)",
-            int,
+            number_from(0),
             metavar="N",
         ),
     ),

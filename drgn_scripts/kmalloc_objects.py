@@ -27,6 +27,7 @@ import numpy.typing as npt
 from drgn import Program
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.asked import check_caches, comma_separated
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.object_types import Certainty, ObjectTypes, is_kmalloc, object_types
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
@@ -180,10 +181,7 @@ def _wanted_caches(ctx: Context, index: SlabIndex) -> List[int]:
     names = ctx.options["caches"]
     if names is None:
         return [i for i in largest if is_kmalloc(index.caches[i])][:_CACHES_DEFAULT]
-    known = {cache.name for cache in index.caches}
-    for name in names:
-        if name not in known:
-            ctx.coverage.gap("slab cache", f"there is none with the name {name}")
+    check_caches(ctx, index, names)
     return [i for i in largest if index.caches[i].name in names]
 
 
@@ -327,10 +325,6 @@ def _tracks(
     return tracks.stack, tracks.stacks
 
 
-def _names(text: str) -> Tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
 ANALYSIS = Analysis(
     name="kmalloc-objects",
     analyze=analyze,
@@ -340,7 +334,7 @@ ANALYSIS = Analysis(
         Option(
             "caches",
             "look at these caches, of any kind (default: the ten kmalloc caches with most memory)",
-            _names,
+            comma_separated,
             metavar="A,B",
         ),
         Option(

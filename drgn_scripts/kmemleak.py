@@ -25,6 +25,7 @@ import numpy.typing as npt
 from drgn import Program
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, NotApplicable, Option, Requires
+from vmcore_tools.asked import number_from
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.jiffies import jiffies_age_ns
 from vmcore_tools.kernel.kmemleak import (
@@ -406,14 +407,14 @@ ANALYSIS = Analysis(
         Option(
             "findings",
             f"make findings of so many stacks (default: {_FINDINGS_DEFAULT}); all are in the table",
-            int,
+            number_from(0),
             default=_FINDINGS_DEFAULT,
             metavar="N",
         ),
         Option(
             "stacks",
             f"show so many stacks whole (default: {_STACKS_DEFAULT})",
-            int,
+            number_from(0),
             default=_STACKS_DEFAULT,
             metavar="N",
         ),

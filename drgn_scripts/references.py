@@ -25,8 +25,10 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, StackTrace, Type, TypeKind
 from drgn.helpers.common.type import member_at_offset
 
-from vmcore_tools.analysis import Analysis, Argument, Context, Requires
+from vmcore_tools.analysis import Analysis, Argument, Context, Requires, WrongArgument
+from vmcore_tools.asked import all_caches_seen, kernel_address, parse_address
 from vmcore_tools.kernel.embedding import members
+from vmcore_tools.kernel.modules import modules_without_debug_info
 from vmcore_tools.kernel.object_types import Certainty, ObjectTypes, object_types
 from vmcore_tools.kernel.page import page_index
 from vmcore_tools.kernel.references import (
@@ -117,13 +119,22 @@ class Target:
 
 
 def analyze(ctx: Context) -> Iterator[Any]:
+    text = ctx.options["target"]
+    kernel_address(text)
     index = slab_index(ctx.prog, ctx.memory)
     names = _Names(ctx.prog, index, object_types(index))
-    text = ctx.options["target"]
     targets = _targets(ctx, names, text)
     if targets is None:
-        ctx.coverage.gap("target", f"no structure and no slab cache has the name {text}")
-        return
+        if not all_caches_seen(index):
+            ctx.coverage.gap("target", f"no structure and no slab cache {text} was seen")
+            return
+        where = ""
+        if modules_without_debug_info(ctx.prog):
+            where = ", unless it is in a module without debug info, which -s names"
+        raise WrongArgument(
+            f"there is no structure and no slab cache {text!r}{where}; 'run slabs' names the"
+            " caches, and an address begins with 0x"
+        )
     pages = page_index(ctx.prog, ctx.memory)
     hits, read = scan(ctx.memory, pages, targets, ctx.progress)
     _count_gaps(ctx, index, read)
@@ -188,17 +199,6 @@ def _targets(ctx: Context, names: _Names, text: str) -> Optional[Targets]:
             "object", "that it has such a structure is only suspected", count=suspected
         )
     return found
-
-
-def parse_address(text: str) -> Optional[int]:
-    """The address that a text is, with 0x in front or all of its 16 digits; else None."""
-    if not text.lower().startswith("0x") and len(text) != 16:
-        return None
-    try:
-        address = int(text, 16)
-    except ValueError:
-        return None
-    return address if 0 <= address < 1 << 64 else None
 
 
 def _target_at(index: SlabIndex, address: int) -> Targets:

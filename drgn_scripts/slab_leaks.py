@@ -37,6 +37,7 @@ import numpy.typing as npt
 from drgn import ProgramFlags
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Option, Requires
+from vmcore_tools.asked import check_caches, comma_separated
 from vmcore_tools.audit_findings import kmemleak_evidence
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.kasan import tags_pointers
@@ -180,10 +181,7 @@ def _judged(ctx: Context, index: SlabIndex) -> Bools:
         return np.array([is_kmalloc(cache) for cache in index.caches], dtype=bool)
     if names == (_ALL,):
         return np.ones(len(index.caches), dtype=bool)
-    known = {cache.name for cache in index.caches}
-    for name in names:
-        if name not in known:
-            ctx.coverage.gap("slab cache", f"there is none with the name {name}")
+    check_caches(ctx, index, names)
     return np.array([cache.name in names for cache in index.caches], dtype=bool)
 
 
@@ -448,10 +446,6 @@ class _Leaks:
         return Absent("the type is not known")
 
 
-def _names(text: str) -> Tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
 ANALYSIS = Analysis(
     name="slab-leaks",
     analyze=analyze,
@@ -461,7 +455,7 @@ ANALYSIS = Analysis(
         Option(
             "caches",
             "judge the objects of these caches, or of 'all' (default: of the kmalloc caches)",
-            _names,
+            comma_separated,
             metavar="A,B",
         ),
     ),

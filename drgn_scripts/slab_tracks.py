@@ -27,6 +27,7 @@ import numpy.typing as npt
 from drgn import FaultError, Program
 
 from vmcore_tools.analysis import Analysis, Context, NotApplicable, Option, Requires
+from vmcore_tools.asked import check_caches, comma_separated, number_from
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.page_owner import PageOwners, has_page_owner, page_owners
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
@@ -94,11 +95,11 @@ def analyze(ctx: Context) -> Iterator[Any]:
     index = slab_index(ctx.prog, ctx.memory)
     for problem in index.problems:
         ctx.coverage.gap("slab", problem.reason, problem.address)
+    largest = _largest(ctx, index)
     with_owners = has_page_owner(ctx.prog)
     tracked = [has_tracks(cache) for cache in index.caches]
     if not any(tracked) and not with_owners:
         raise NotApplicable(f"no slab cache keeps tracks, and page_owner is off: {_HOW}")
-    largest = _largest(ctx, index)
     if ctx.options["caches"] is None:
         numbers = [number for number in largest if tracked[number]][:_CACHES_DEFAULT]
     else:
@@ -135,10 +136,7 @@ def _largest(ctx: Context, index: SlabIndex) -> List[int]:
     names = ctx.options["caches"]
     if names is None:
         return largest
-    known = {cache.name for cache in index.caches}
-    for name in names:
-        if name not in known:
-            ctx.coverage.gap("slab cache", f"there is none with the name {name}")
+    check_caches(ctx, index, names)
     return [i for i in largest if index.caches[i].name in names]
 
 
@@ -290,10 +288,6 @@ def _joined(found: Counter[str]) -> str:
     return f"{text} and {more} others" if more > 0 else text
 
 
-def _names(text: str) -> Tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
 ANALYSIS = Analysis(
     name="slab-tracks",
     analyze=analyze,
@@ -303,14 +297,14 @@ ANALYSIS = Analysis(
         Option(
             "caches",
             "look at these caches (default: the ten largest that have tracks)",
-            _names,
+            comma_separated,
             metavar="A,B",
         ),
         Option("freed", "by who freed the objects in their earlier lives", bool, default=False),
         Option(
             "stacks",
             f"show the stacks of so many rows whole (default: {_STACKS_DEFAULT})",
-            int,
+            number_from(0),
             default=_STACKS_DEFAULT,
             metavar="N",
         ),

@@ -44,6 +44,7 @@ import numpy.typing as npt
 from drgn import FaultError, Program, ProgramFlags
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.asked import one_of
 from vmcore_tools.kernel.recorded_stacks import function_behind_allocator
 from vmcore_tools.kernel.slab import SlabCache, SlabFault, SlabIndex, SlabProblem, slab_index
 from vmcore_tools.kernel.slab_aliases import merged_names, names_of
@@ -239,16 +240,6 @@ _ORDERS: Dict[str, Callable[[Slabs], Tuple[Any, ...]]] = {
     "size": lambda row: (-row.size_bytes, row.cache, row.address),
     "name": lambda row: (row.cache, row.address),
 }
-
-
-def _order(text: str) -> str:
-    if text not in _ORDERS:
-        raise ValueError
-    return text
-
-
-# What argparse calls the type in "invalid order value: 'x'".
-_order.__name__ = "order"
 
 
 def _slab_memory(ctx: Context, rows: Sequence[Slabs]) -> Iterator[SlabMemory]:
@@ -512,7 +503,7 @@ ANALYSIS = Analysis(
         Option(
             "sort",
             f"sort the caches by {', '.join(_ORDERS)} (default: bytes)",
-            _order,
+            one_of(_ORDERS),
             default="bytes",
             metavar="ORDER",
         ),

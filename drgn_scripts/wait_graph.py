@@ -30,6 +30,7 @@ import dataclasses
 from typing import Any, Iterator
 
 from vmcore_tools.analysis import Analysis, Context, Option, Requires
+from vmcore_tools.asked import number_from
 from vmcore_tools.kernel.task import task_comm
 from vmcore_tools.model import Absent, Kind, Maybe, column
 from vmcore_tools.wait_findings.causes import (
@@ -161,7 +162,7 @@ ANALYSIS = Analysis(
             "threshold-seconds",
             "report causes that tasks have waited behind for at least this long "
             "(default: the kernel's hung_task_timeout_secs)",
-            int,
+            number_from(0),
             metavar="N",
         ),
     ),

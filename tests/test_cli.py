@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 from tests import fake_target
 from tests.sample_report import HUNG, LEAK, STACK, Fence, fence, hung, leak
 from vmcore_tools import cli, demo
-from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires
+from vmcore_tools.analysis import Analysis, Argument, Context, Option, Requires, WrongArgument
 from vmcore_tools.errors import TargetError
 from vmcore_tools.model import Evidence, Kind
 from vmcore_tools.target import Target
@@ -179,8 +180,15 @@ def test_no_target_is_an_error_never_the_live_kernel(
             "argument --only: no analysis 'lost'; there are leaks, waits, clean, absent, blind,"
             " broken-off",
         ),
-        (("triage", "-c", "x", "--limit", "-1"), "argument --limit: must be 0 or more"),
-        (("triage", "-c", "x", "--limit", "x"), "argument --limit: invalid number value: 'x'"),
+        (
+            ("triage", "-c", "x", "--limit", "-1"),
+            "argument --limit: '-1' is no number of 0 or more",
+        ),
+        (("triage", "-c", "x", "--limit", "x"), "argument --limit: 'x' is no number of 0 or more"),
+        (
+            ("triage", "-c", "x", "--max-memory", "lots"),
+            "argument --max-memory: 'lots' is no size; give one such as 64M or 2G",
+        ),
         (("run", "leaks", "-c", "x", "--rows", "x"), "argument --rows: invalid int value: 'x'"),
         (("run", "one", "-c", "x"), "the following arguments are required: ADDRESS"),
         (("run", "one", "x", "-c", "x"), "argument ADDRESS: invalid <lambda> value: 'x'"),
@@ -265,7 +273,7 @@ def test_an_analysis_that_needs_an_argument(capsys: Capture) -> None:
         (row,) = json.loads(capsys.readouterr().out)["tables"]["one"]["Fence"]["rows"]
         assert (row["address"], row["driver"]) == ("0x1f00", f"quick={quick}")
     cli.main(["list"])
-    assert "one ADDRESS: " in capsys.readouterr().out
+    assert "\none ADDRESS (not in triage): " in capsys.readouterr().out
     cli.main(["explain", "one"])
     assert (
         "ADDRESS: where it is (100%)\n\nOptions:\n  --quick: do it quickly\n"
@@ -280,7 +288,50 @@ def test_triage_leaves_out_what_needs_an_argument(
     monkeypatch.setattr(cli, "find_analyses", lambda: (CLEAN, ONE))
     monkeypatch.setattr(cli, "find_own_analysis", lambda name: None)
     assert cli.main(["triage", "-c", "x", "--format", "json"]) == 0
-    assert [a["name"] for a in json.loads(capsys.readouterr().out)["analyses"]] == ["clean"]
+    made = json.loads(capsys.readouterr().out)
+    assert [a["name"] for a in made["analyses"]] == ["clean"]
+    assert made["coverage"]["not_run"] == ["one"]
+    for format in ("table", "markdown", "html"):
+        assert cli.main(["triage", "-c", "x", "--format", format]) == 0
+        out = capsys.readouterr().out
+        assert "not run by triage: one: vmcore-tools run NAME" in out
+        assert "No findings of the analyses that ran. All that these look at was read." in out
+        assert "Everything relevant" not in out
+        # Who chose knows what was left out.
+        assert cli.main(["run", "clean", "-c", "x", "--format", format]) == 0
+        assert "not run by triage" not in capsys.readouterr().out
+
+
+@USAGE
+def test_all_analyses_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    long = dataclasses.replace(WAITS, on_demand=True)
+    monkeypatch.setattr(cli, "find_analyses", lambda: (CLEAN, long, ONE))
+    for options, names, left_out in (
+        ((), ["clean"], ["waits", "one"]),
+        (("--only", "all"), ["clean", "waits"], []),
+        (("--only", "waits"), ["waits"], []),
+    ):
+        cli.main(["triage", "-c", "x", "--format", "json", *options])
+        made = json.loads(capsys.readouterr().out)
+        assert [a["name"] for a in made["analyses"]] == names
+        assert made["coverage"]["not_run"] == left_out
+
+
+@USAGE
+def test_what_the_target_has_not_is_a_wrong_argument(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    def find(ctx: Context) -> Iterator[Any]:
+        yield STACK
+        raise WrongArgument("there is no such thing; 'run slabs' names them all")
+
+    monkeypatch.setattr(cli, "find_analyses", lambda: (Analysis("asks", find, (), ()),))
+    assert cli.main(["run", "asks", "-c", "x", "-o", str(tmp_path / "report")]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "vmcore-tools: error: there is no such thing; 'run slabs' names them all\n",
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @USAGE
@@ -426,6 +477,7 @@ def test_list(capsys: Capture) -> None:
     assert "leaks: The command line: options, exit codes, where output goes.\n" in out
     assert "  VT201 error    leaked-dma-fence: References to fences were never dropped.\n" in out
     assert "  VT301 warning  hung-task: A task waits for too long.\n" in out
+    assert "\n  virtio-gpu-execbuffer-fence (VT201): virtio_gpu_execbuffer_ioctl() " in out
 
 
 @USAGE
@@ -526,6 +578,75 @@ def test_broken_pipe_is_quiet() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+def shell(command: str) -> Tuple[int, str, str]:
+    """Run a command line in which VT stands for the command."""
+    done = subprocess.run(
+        ["sh", "-c", command.replace("VT", f"{sys.executable} -m vmcore_tools")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_full_disk_is_named() -> None:
+    error = "vmcore-tools: error: cannot write {}: No space left on device; make room there, or"
+    for command, name in (
+        ("VT list >/dev/full", "standard output"),
+        ("VT info --demo >/dev/full", "standard output"),
+        ("VT run dump --demo -o /dev/full", "/dev/full"),
+        ("VT run dump --demo >/dev/full", "standard output"),
+    ):
+        assert shell(command) == (2, "", error.format(name) + " name another file\n")
+    # Nor does Python have a last word where standard error is full, too.
+    assert shell("VT list >/dev/full 2>/dev/full") == (2, "", "")
+
+
+def test_closed_standard_output_and_error(tmp_path: Path) -> None:
+    closed = "vmcore-tools: error: standard output is closed; direct it to a file or a pipe\n"
+    assert shell("VT list >&-") == (2, "", closed)
+    assert shell("VT run dump --demo >&-") == (2, "", closed)
+    assert shell("VT list >&- 2>&-") == (2, "", "")
+    report = tmp_path / "report"
+    assert shell(f"VT run dump --demo >&- 2>&- <&- -o {report}") == (0, "", "")
+    assert report.read_text().endswith("Analyses (vmcore-tools 0.1.0):\n  dump: ok\n")
+    code, out, err = shell("VT run dump --demo 2>&-")
+    assert (code, out, err) == (0, report.read_text(), "")
+
+
+def test_diff_says_what_it_takes(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("hello\n")
+    (tmp_path / "packed").write_bytes(b"\xfd7zXZ\0")
+    give = "give a dump, or a report that triage --format json wrote\n"
+    for name, error in (
+        ("nosuch", f"there is no file {tmp_path}/nosuch; {give}"),
+        ("", f"there is no file {tmp_path}/; {give}"),
+        ("text.txt", f"{text} is neither a dump nor a report; {give}"),
+        ("packed", f"{tmp_path}/packed is compressed with xz; unpack it with: xz -dk"),
+    ):
+        code, out, err = shell(f"VT diff {tmp_path}/{name} x")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"vmcore-tools: error: {error}")
+
+
+def test_a_script_outside_drgn_says_how_to_run_it() -> None:
+    script = "drgn_scripts/hung_tasks.py"
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "hung_tasks.py: error: hung_tasks.py runs inside drgn; run it as:"
+        f" drgn -c VMCORE {script}\n",
+    )
 
 
 def test_broken_pipe_keeps_the_exit_code(tmp_path: Path) -> None:

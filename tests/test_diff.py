@@ -306,8 +306,41 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schema = json.loads((Path(json_report.__file__).parent / "schema-v1.json").read_text())
     jsonschema.validate(made, schema)
     assert main(["diff", str(before), str(before)]) == 0
-    assert "No findings. Everything relevant was read." in capsys.readouterr().out
+    assert "\nNothing is new or has grown.\n" in capsys.readouterr().out
+    assert main(["diff", str(after), str(after)]) == 0
+    text = "\nNothing is new or has grown; 1 finding is in both: VT201.\n"
+    assert text in capsys.readouterr().out
     assert main(["diff", str(before), str(after), "--fail-on", "critical"]) == 0
+
+
+def test_what_is_in_both_is_said_beside_what_is_new() -> None:
+    both = document(findings=[leaked(5)])
+    made = diff(both, document(findings=[leaked(5), hung()]), None)
+    assert made.in_both == ("VT201",)
+    verdict = render(made, "markdown").partition("\n")[0]
+    assert verdict == "**1 finding: 1 warning. 1 finding is in both: VT201.**"
+    assert json.loads(render(made, "json"))["in_both"] == ["VT201"]
+    # What shrank has not grown; what has grown is a finding of the comparison.
+    assert diff(document(findings=[leaked(9)]), both, None).in_both == ("VT201",)
+    assert diff(both, document(findings=[leaked(9)]), None).in_both == ()
+
+
+def test_a_report_without_types_cannot_tell_which_grew() -> None:
+    """A plain triage leaves them out: that they did not grow is not known."""
+    plain = document(**BEFORE)
+    plain["analyses"] = [a for a in plain["analyses"] if a["name"] != "kmalloc-objects"]
+    del plain["tables"]["kmalloc-objects"]
+    made = diff(plain, document(**BEFORE), None)
+    assert (made.complete, made.exit_code()) == (False, 3)
+    (analysis,) = made.analyses
+    advice = "; make it with triage --only all --limit 0 --format json"
+    assert [(gap.reason, gap.material) for gap in analysis.gaps] == [
+        (f"the report before has no kmalloc-objects {name}{advice}", True)
+        for name in ("ObjectsByStack", "ObjectsByType")
+    ]
+    # Nor does who asked for something else alone miss it.
+    made = diff(plain, document(**BEFORE), None, {"slabs", "dma-fences"})
+    assert (made.complete, made.exit_code()) == (True, 0)
 
 
 def test_a_report_cannot_be_masked_later(

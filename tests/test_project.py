@@ -31,6 +31,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
         "drgn_scripts",
         {
             "vmcore_tools.analysis",
+            "vmcore_tools.asked",
             "vmcore_tools.audit_findings",
             "vmcore_tools.dma_buf_findings",
             "vmcore_tools.dump",
@@ -95,7 +96,9 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
     ("vmcore_tools.words", set()),
     ("vmcore_tools.module_gaps", {"vmcore_tools.analysis", "vmcore_tools.kernel"}),
     ("vmcore_tools.package_names", set()),
-    ("vmcore_tools.analysis", {"vmcore_tools.dump", "vmcore_tools.model"}),
+    ("vmcore_tools.analysis", {"vmcore_tools.dump", "vmcore_tools.errors", "vmcore_tools.model"}),
+    ("vmcore_tools.asked", {"vmcore_tools.analysis", "vmcore_tools.kernel"}),
+    ("vmcore_tools.interrupts", set()),
     (
         "vmcore_tools.runner",
         {

@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Tuple, 
 from drgn import Program
 
 from vmcore_tools.dump.memory import Memory
+from vmcore_tools.errors import TargetError
 from vmcore_tools.model import Coverage, Rule
 
 T = TypeVar("T")
@@ -61,6 +62,15 @@ class NotApplicable(Exception):
 
     The text says how that was shown and, where it helps, what to do for
     another time. What merely could not be read is a gap, and not this.
+    """
+
+
+class WrongArgument(TargetError):
+    """
+    Raised by ``analyze()``: the target was seen to have nothing of what was asked for.
+
+    The command ends with exit code 2, as for any other wrong argument. What may be
+    there, and was not seen, is a gap, and not this.
     """
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from vmcore_tools.analysis import Analysis
+from vmcore_tools.asked import number_from
 from vmcore_tools.dump.memory import HELD_BYTES
 from vmcore_tools.model import Severity
 from vmcore_tools.report import FORMATS
@@ -17,6 +18,9 @@ DEFAULT_LIMIT = {"table": 20, "markdown": 20, "html": 200, "json": 1000}
 
 #: Keeps an analysis's options apart from ours in the namespace.
 _PREFIX = "analysis_option_"
+
+#: What --only calls all analyses that need no argument.
+_ALL = "all"
 
 _SEVERITIES = {severity.name.lower(): severity for severity in Severity}
 
@@ -33,6 +37,7 @@ class Request:
     redact: bool
     timings: bool
     fail_on: Severity
+    not_run: Tuple[str, ...] = ()  #: analyses that triage leaves out
 
 
 def add_memory_option(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +62,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit",
         metavar="N",
-        type=_limit,
+        type=number_from(0),
         help="show N rows of each table, 0 for all"
         f" (default: {DEFAULT_LIMIT['table']}, with --format json {DEFAULT_LIMIT['json']})",
     )
@@ -107,6 +112,8 @@ def add_only_option(parser: argparse.ArgumentParser, analyses: Sequence[Analysis
 
     def selection(text: str) -> Tuple[Analysis, ...]:
         names = [name.strip() for name in text.split(",")]
+        if names == [_ALL]:
+            return tuple(analyses)
         for name in names:
             if name not in by_name:
                 raise argparse.ArgumentTypeError(
@@ -120,8 +127,16 @@ def add_only_option(parser: argparse.ArgumentParser, analyses: Sequence[Analysis
         metavar="A,B",
         type=selection,
         default=tuple(analysis for analysis in analyses if analysis.in_triage),
-        help="run these analyses only",
+        help=f"run these analyses only, or '{_ALL}', also those that take long",
     )
+
+
+def left_out(chosen: Sequence[Analysis], analyses: Sequence[Analysis]) -> Tuple[str, ...]:
+    """What triage leaves to whoever asks for it; nothing if somebody chose."""
+    default = {analysis.name for analysis in analyses if analysis.in_triage}
+    if {analysis.name for analysis in chosen} != default:
+        return ()
+    return tuple(analysis.name for analysis in analyses if not analysis.in_triage)
 
 
 def request(args: argparse.Namespace, analyses: Sequence[Analysis]) -> Request:
@@ -156,20 +171,6 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 def _size(text: str) -> int:
     digits, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "")
-    if not digits.isdigit():
-        raise ValueError
+    if not digits.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one such as 64M or 2G")
     return int(digits) << _UNITS[unit]
-
-
-_size.__name__ = "size"
-
-
-def _limit(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return number
-
-
-# What argparse calls the type in "invalid number value: 'x'".
-_limit.__name__ = "number"

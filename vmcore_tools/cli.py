@@ -18,7 +18,7 @@ import sys
 import traceback
 from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence, TextIO, Tuple
 
-from vmcore_tools import __version__, demo
+from vmcore_tools import __version__, demo, interrupts
 from vmcore_tools.analysis import Analysis, Progress
 from vmcore_tools.arguments import (
     Request,
@@ -26,16 +26,18 @@ from vmcore_tools.arguments import (
     add_memory_option,
     add_only_option,
     add_report_options,
+    left_out,
     request,
 )
 from vmcore_tools.diff import diff as compare
 from vmcore_tools.diff import read_report
-from vmcore_tools.errors import TargetError
+from vmcore_tools.errors import TargetError, printable
 from vmcore_tools.info import describe
 from vmcore_tools.masking import masking_of
 from vmcore_tools.model import Evidence, Report
 from vmcore_tools.output_file import output_file
 from vmcore_tools.pages import explain_page, list_page
+from vmcore_tools.preflight import foreign_format, is_dump
 from vmcore_tools.report import DEFAULT_WIDTH, json, render
 from vmcore_tools.report.format import escape
 from vmcore_tools.report.table import facts_text
@@ -45,10 +47,12 @@ from vmcore_tools.target import Target, from_program, open_core, open_live, open
 _PROGRAM = "vmcore-tools"
 
 _USAGE_ERROR = 2
-_INTERRUPTED = 3
 
 #: Rows of a dump's tables that diff compares: more than any of its tables has.
 _DIFF_ROWS = 100_000
+
+#: Of a file, to see what it is.
+_HEAD_BYTES = 1024
 
 #: Columns that text is wrapped to on a terminal, at least and at most.
 _WIDTH_RANGE = (60, 120)
@@ -80,6 +84,7 @@ def run_request(target: Target, wanted: Request) -> Report:
         limit=wanted.limit,
         progress=_progress(),
     )
+    report = dataclasses.replace(report, not_run=wanted.not_run)
     if wanted.redact:
         return dataclasses.replace(report, masking=masking_of(target.prog))
     return report
@@ -96,47 +101,84 @@ def print_report(report: Report, wanted: Request, file: TextIO) -> None:
             width=_width(file),
         ),
         file,
+        wanted.output,
     )
 
 
-def write(text: str, file: TextIO) -> None:
-    """Write text; what the file's encoding lacks becomes a backslash escape."""
+def write(text: str, file: TextIO, path: Optional[str] = None) -> None:
+    """
+    Write text; what the file's encoding lacks becomes a backslash escape.
+
+    :param path: what the user calls the file, None for standard output
+    :raises TargetError: if it cannot be written; a broken pipe stays one
+    """
     encoding = file.encoding or "utf-8"
-    file.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    file.flush()
+    try:
+        file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        file.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        if path is not None:
+            _discard(file)
+        raise TargetError(
+            f"cannot write {'standard output' if path is None else printable(path)}:"
+            f" {e.strerror}; make room there, or name another file"
+        ) from e
+
+
+def _discard(file: TextIO) -> None:
+    """Let what is still to be written go nowhere: Python would fail again to flush it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)
 
 
 @contextlib.contextmanager
 def output(path: Optional[str]) -> Iterator[TextIO]:
     """Where the report goes: standard output, or a file of the owner's alone."""
     if path is None:
-        yield sys.stdout
+        yield _standard_output()
         return
     with output_file(path) as file:
         yield file
 
 
+def _standard_output() -> TextIO:
+    # None where the descriptor was closed, whatever the types say.
+    file: Optional[TextIO] = sys.stdout
+    if file is None:
+        raise TargetError("standard output is closed; direct it to a file or a pipe")
+    return file
+
+
 @contextlib.contextmanager
-def _quiet_pipe() -> Iterator[None]:
-    """For writing to standard output, whose reader may have had enough."""
+def _writing() -> Iterator[None]:
+    """The last that a command does: to write, to a reader that may have had enough."""
+    interrupts.finish_writing()
     try:
         yield
     except BrokenPipeError:
-        # Python would complain again when it flushes standard output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
+    except TargetError:
+        if sys.stdout is not None:
+            _discard(sys.stdout)
+        raise
 
 
 def _guarded(name: str, argv: Sequence[str], command: Callable[[], int]) -> int:
     """Run a command; what is wrong outside this program becomes one line."""
+    _open_what_is_closed()
     try:
-        return command()
+        with interrupts.raised():
+            return command()
     except TargetError as e:
         return _error(name, str(e))
     except OSError as e:
-        return _error(name, str(e))
-    except KeyboardInterrupt:
-        _error(name, "interrupted before there was anything to report")
-        return _INTERRUPTED
+        return _error(name, _of_a_file(e))
+    except KeyboardInterrupt as e:
+        _error(name, str(e) or interrupts.NOTHING_YET)
+        return interrupts.EXIT_CODE
     except Exception as e:
         # A bug. Python would end with 1, which means that something was found.
         place = traceback.extract_tb(e.__traceback__)[-1]
@@ -150,8 +192,28 @@ def _guarded(name: str, argv: Sequence[str], command: Callable[[], int]) -> int:
         )
 
 
+def _open_what_is_closed() -> None:
+    """No file that is opened shall take the place of standard output or error."""
+    descriptor = 0
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _of_a_file(error: OSError) -> str:
+    if error.filename is None:
+        return f"{error.strerror or error}; look at the disks of the dump and of what is written"
+    name = printable(os.fsdecode(error.filename))
+    return f"cannot use {name}: {error.strerror}; see that it may be, and that its disk has room"
+
+
 def _error(name: str, message: str) -> int:
-    write(f"{name}: error: {escape(message)}\n", sys.stderr)
+    try:
+        write(f"{name}: error: {escape(message)}\n", sys.stderr)
+    except (BrokenPipeError, TargetError):
+        _discard(sys.stderr)
     return _USAGE_ERROR
 
 
@@ -176,7 +238,7 @@ def _main(argv: Sequence[str]) -> int:
             raise TargetError(f"no rule or analysis {args.name!r}; '{_PROGRAM} list' names them")
         return _print(page)
     if args.command == "diff":
-        return _diff(args)
+        return _diff(args, analyses)
     if not (args.core or args.kernel or args.qemu or args.demo):
         args.parser.error(
             "name what to look at: -c VMCORE, -k for the running kernel,"
@@ -185,7 +247,7 @@ def _main(argv: Sequence[str]) -> int:
     if args.command == "info":
         return _info(args)
     if args.command == "triage":
-        return _report(args, args.analyses)
+        return _report(args, args.analyses, left_out(args.analyses, analyses))
     return _report(args, (args.analysis,))
 
 
@@ -199,7 +261,12 @@ def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    triage = commands.add_parser("triage", help="run every analysis", description="Run analyses.")
+    triage = commands.add_parser(
+        "triage",
+        help="run all analyses but those that take long or need an argument",
+        description="Run all analyses but those that take long or need an argument, which the"
+        " report names.",
+    )
     triage.set_defaults(parser=triage)
     _add_target_options(triage)
     add_memory_option(triage)
@@ -225,19 +292,20 @@ def _parser(analyses: Sequence[Analysis]) -> argparse.ArgumentParser:
     diff = commands.add_parser(
         "diff",
         help="what grew from one dump to another",
-        description="Show what grew, and which findings are new, from A to B.",
+        description="Show what grew, and which findings are new, from A to B. A report that is"
+        " kept for this is made with: triage --only all --limit 0 --format json -o FILE",
     )
     diff.set_defaults(parser=diff)
     for name in ("A", "B"):
-        diff.add_argument(name, help="a vmcore, or a report made with triage --format json")
+        diff.add_argument(name, help="a vmcore, or a report that was kept")
     _add_symbol_options(diff)
     add_memory_option(diff)
     add_only_option(diff, analyses)
-    # Also those that take long: what grew is seen by type and stack.
-    diff.set_defaults(analyses=tuple(a for a in analyses if a.argument is None))
+    # None chosen: all, also those that take long, as what grew is seen by type and stack.
+    diff.set_defaults(analyses=None)
     add_report_options(diff)
 
-    commands.add_parser("list", help="the analyses and their rules")
+    commands.add_parser("list", help="the analyses, their rules and the known issues")
 
     explain = commands.add_parser(
         "explain", help="the page of a rule, an analysis or a known issue"
@@ -289,7 +357,8 @@ def _add_symbol_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         action="append",
         default=[],
-        help="a file with debugging symbols, of vmlinux or a module; can be repeated",
+        help="debugging symbols of vmlinux or modules: a file, a folder, or a debug package"
+        " (.deb, .ddeb, .rpm); can be repeated",
     )
     symbols.add_argument(
         "--kernel-directory",
@@ -335,22 +404,26 @@ def _open(args: argparse.Namespace) -> Target:
     return open_core(args.core, args.symbols, *where)
 
 
-def _report(args: argparse.Namespace, analyses: Sequence[Analysis]) -> int:
-    wanted = request(args, analyses)
+def _report(
+    args: argparse.Namespace, analyses: Sequence[Analysis], not_run: Tuple[str, ...] = ()
+) -> int:
+    wanted = dataclasses.replace(request(args, analyses), not_run=not_run)
     # Opened first: who cannot write there shall not wait to learn it.
     with output(wanted.output) as file:
         report = run_request(_limited(_open(args), args), wanted)
-        with _quiet_pipe():
+        with _writing():
             print_report(report, wanted, file)
     return report.exit_code(wanted.fail_on)
 
 
-def _diff(args: argparse.Namespace) -> int:
-    wanted = request(args, args.analyses)
+def _diff(args: argparse.Namespace, analyses: Sequence[Analysis]) -> int:
+    chosen: Optional[Tuple[Analysis, ...]] = args.analyses
+    only = None if chosen is None else {analysis.name for analysis in chosen}
+    wanted = request(args, chosen or tuple(a for a in analyses if a.argument is None))
     with output(wanted.output) as file:
         before, after = (_document(args, wanted, path) for path in (args.A, args.B))
-        report = compare(before, after, wanted.limit)
-        with _quiet_pipe():
+        report = compare(before, after, wanted.limit, only)
+        with _writing():
             # Its parts are masked already.
             print_report(report, dataclasses.replace(wanted, redact=False), file)
     return report.exit_code(wanted.fail_on)
@@ -358,13 +431,20 @@ def _diff(args: argparse.Namespace) -> int:
 
 def _document(args: argparse.Namespace, wanted: Request, path: str) -> Any:
     """One side of a comparison: a JSON report as it is, or the triage of a dump."""
+    name = printable(path)
+    give = "give a dump, or a report that triage --format json wrote"
+    if not os.path.isfile(path):
+        raise TargetError(f"there is no file {name}; {give}")
     document = None
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            if file.read(64).lstrip()[:1] == b"{":
-                file.seek(0)
-                document = read_report(file.read(), path)
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if head.lstrip()[:1] == b"{":
+            file.seek(0)
+            document = read_report(file.read(), path)
     if document is None:
+        if not is_dump(head):
+            known = foreign_format(head, name)
+            raise TargetError(f"{name} {known or f'is neither a dump nor a report; {give}'}")
         target = _limited(open_core(path, args.symbols, *_where(args)), args)
         report = run_request(target, dataclasses.replace(wanted, limit=_DIFF_ROWS))
         return read_report(render(report, "json", redact=wanted.redact).encode(), path)
@@ -387,21 +467,28 @@ def _facts(args: argparse.Namespace) -> Tuple[Evidence, ...]:
 
 
 def _print(text: str) -> int:
-    with _quiet_pipe():
-        write(text, sys.stdout)
+    file = _standard_output()
+    with _writing():
+        write(text, file)
     return 0
 
 
 def _script(name: str, analysis: Analysis) -> int:
-    from drgn import get_default_prog
+    from drgn import NoDefaultProgramError, get_default_prog
 
     parser = argparse.ArgumentParser(prog=name, description=analysis.summary.replace("%", "%%"))
     add_analysis_options(parser, analysis)
     add_report_options(parser)
     wanted = request(parser.parse_args(), (analysis,))
+    try:
+        prog = get_default_prog()
+    except NoDefaultProgramError:
+        raise TargetError(
+            f"{name} runs inside drgn; run it as: drgn -c VMCORE {printable(sys.argv[0])}"
+        ) from None
     with output(wanted.output) as file:
-        report = run_request(from_program(get_default_prog()), wanted)
-        with _quiet_pipe():
+        report = run_request(from_program(prog), wanted)
+        with _writing():
             print_report(report, wanted, file)
     return report.exit_code(wanted.fail_on)
 

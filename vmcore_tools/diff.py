@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Container, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from vmcore_tools import __version__
 from vmcore_tools.errors import TargetError, printable
@@ -189,15 +189,21 @@ def read_report(data: bytes, name: str) -> Optional[Dict[str, Any]]:
     return document
 
 
-def diff(before: Mapping[str, Any], after: Mapping[str, Any], limit: Optional[int]) -> Report:
+def diff(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    limit: Optional[int],
+    only: Optional[Container[str]] = None,
+) -> Report:
     """
     Compare two JSON reports.
 
     :param limit: rows to keep of each table, None for all
+    :param only: names of the analyses that are wanted, None for all
     :raises TargetError: if one lacks what every report has
     """
     try:
-        return _diff(before, after, limit)
+        return _diff(before, after, limit, only)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TargetError(
             f"one of the reports is damaged ({type(error).__name__}: {printable(str(error))});"
@@ -205,7 +211,12 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any], limit: Optional[in
         ) from None
 
 
-def _diff(before: Mapping[str, Any], after: Mapping[str, Any], limit: Optional[int]) -> Report:
+def _diff(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    limit: Optional[int],
+    only: Optional[Container[str]],
+) -> Report:
     coverage = Coverage()
     for side, document in (("before", before), ("after", after)):
         for analysis in document["analyses"]:
@@ -218,9 +229,16 @@ def _diff(before: Mapping[str, Any], after: Mapping[str, Any], limit: Optional[i
                 )
     tables = []
     for growing in _GROWING:
-        rows = _grown_rows(growing, before, after, coverage)
+        wanted = only is None or growing.analysis in only
+        rows = _grown_rows(growing, before, after, coverage) if wanted else []
         tables.append(Table(growing.row_type, tuple(rows[:limit]), len(rows)))
-    changes = list(_changes(_findings(before, after, coverage), _findings(after, before, coverage)))
+    old = _findings(before, after, coverage, only)
+    new = _findings(after, before, coverage, only)
+    changes = list(_changes(old, new))
+    worse = {row.signature for row, finding in changes if finding is not None}
+    in_both = sorted(
+        str(new[signature].document["rule"]) for signature in (set(old) & set(new)) - worse
+    )
     rows = [row for row, _ in changes]
     tables.insert(0, Table(FindingChange, tuple(rows[:limit]), len(rows)))
     findings = tuple(finding for _, finding in changes if finding is not None)
@@ -248,6 +266,7 @@ def _diff(before: Mapping[str, Any], after: Mapping[str, Any], limit: Optional[i
             for id, stack in sorted(document["stacks"].items())
             if id in used
         },
+        in_both=tuple(in_both),
     )
 
 
@@ -276,7 +295,10 @@ def _grown_rows(
     for side, document in (("before", before), ("after", after)):
         table = document["tables"].get(growing.analysis, {}).get(growing.table)
         if table is None:
-            coverage.gap("table", f"the report {side} has no {name}", material=False)
+            ran = any(analysis["name"] == growing.analysis for analysis in document["analyses"])
+            # Where the analysis ran, its status tells whether there is something to know.
+            advice = "" if ran else "; make it with triage --only all --limit 0 --format json"
+            coverage.gap("table", f"the report {side} has no {name}{advice}", material=not ran)
             return []
         sides.append((side, table, _sums(growing, table)))
     (_, _, old), (_, _, new) = sides
@@ -324,9 +346,12 @@ def _sums(growing: _Growing, table: Mapping[str, Any]) -> Dict[_Key, Tuple[int, 
 
 
 def _findings(
-    document: Mapping[str, Any], other: Mapping[str, Any], coverage: Coverage
+    document: Mapping[str, Any],
+    other: Mapping[str, Any],
+    coverage: Coverage,
+    only: Optional[Container[str]],
 ) -> Dict[str, _Found]:
-    """By signature; without those of analyses that did not run for the other report."""
+    """By signature; without what is not wanted, or did not run for the other report."""
     ran = {
         str(analysis["name"])
         for analysis in other["analyses"]
@@ -336,6 +361,8 @@ def _findings(
     for finding in document["findings"]:
         # Reports of earlier versions do not say which analysis made a finding.
         name = finding.get("analysis")
+        if only is not None and name is not None and name not in only:
+            continue
         if name is not None and name not in ran:
             coverage.gap(
                 "finding of one report", f"{name} did not run for the other one, so it is left out"

@@ -9,6 +9,7 @@ takes time to import waits until the command is run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any, Dict, NoReturn, Optional, Sequence
 
@@ -56,7 +57,7 @@ def _vmcore(
     parser: argparse.ArgumentParser,
     globals: Dict[str, Any],
 ) -> Optional[Report]:
-    from vmcore_tools.arguments import request
+    from vmcore_tools.arguments import left_out, request
     from vmcore_tools.cli import output, print_report, run_request, write
     from vmcore_tools.errors import TargetError
     from vmcore_tools.pages import explain_page, list_page
@@ -80,6 +81,9 @@ def _vmcore(
             write(facts_text(from_program(prog).facts), sys.stdout)
             return None
         wanted = request(parsed, parsed.analyses)
+        if parsed.command == "triage":
+            not_run = left_out(parsed.analyses, analyses)
+            wanted = dataclasses.replace(wanted, not_run=not_run)
         with output(wanted.output) as file:
             report = run_request(from_program(prog), wanted)
             print_report(report, wanted, file)
@@ -99,12 +103,14 @@ def _parser(name: str, analyses: Sequence[Analysis]) -> _Parser:
 
     parser = _Parser(prog=name, description=_DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    triage = commands.add_parser("triage", help="run every analysis")
+    triage = commands.add_parser(
+        "triage", help="run all analyses but those that take long or need an argument"
+    )
     add_only_option(triage, analyses)
     add_report_options(triage)
     run_parser = commands.add_parser("run", help="run one analysis, with its own options")
     names = run_parser.add_subparsers(metavar="ANALYSIS", required=True)
-    commands.add_parser("list", help="the analyses and their rules")
+    commands.add_parser("list", help="the analyses, their rules and the known issues")
     commands.add_parser("info", help="what the target is")
     explain = commands.add_parser("explain", help="the page of a rule or an analysis")
     explain.add_argument("name", metavar="NAME", help="a rule, such as VT201, or an analysis")

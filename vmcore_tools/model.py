@@ -344,6 +344,9 @@ class Report:
     analyses: Tuple[AnalysisResult, ...]
     stacks: Mapping[str, Stack]
     interrupted: bool = False
+    not_run: Tuple[str, ...] = ()  #: analyses that triage leaves to whoever asks for them
+    #: Of a comparison: the rules of findings that are in both reports and have not grown.
+    in_both: Optional[Tuple[str, ...]] = None
     masking: Masking = dataclasses.field(default=Masking(), repr=False, compare=False)
 
     @property

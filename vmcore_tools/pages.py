@@ -15,13 +15,18 @@ _WIDTH = 79
 
 
 def list_page(analyses: Sequence[Analysis]) -> str:
-    """Every analysis with its rules."""
-    return "\n".join("\n".join(_list_lines(analysis)) + "\n" for analysis in analyses)
+    """Every analysis with its rules, and the known issues."""
+    parts = ["\n".join(_list_lines(analysis)) + "\n" for analysis in analyses]
+    issues = [f"  {e.issue.id} ({e.rule}): {e.issue.title}" for e in knowledge().entries]
+    if issues:
+        parts.append("\n".join(["known issues that findings are compared with:", *issues]) + "\n")
+    return "\n".join(parts)
 
 
 def _list_lines(analysis: Analysis) -> Iterator[str]:
     argument = "" if analysis.argument is None else f" {analysis.argument.metavar}"
-    yield f"{analysis.name}{argument}: {analysis.summary}"
+    mark = "" if analysis.in_triage else " (not in triage)"
+    yield f"{analysis.name}{argument}{mark}: {analysis.summary}"
     for rule in analysis.rules:
         yield f"  {rule.id} {rule.severity.name.lower():<8} {rule.slug}: {rule.summary}"
 

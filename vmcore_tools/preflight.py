@@ -39,6 +39,9 @@ _FOREIGN = (
     (b"HdrS", 0x202, "a compressed kernel image", "give the dump that this kernel wrote"),
 )
 
+#: A kdump, also of the older kind, or flattened.
+_DUMP_SIGNATURES = (b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0\0\0\0")
+
 _ET_REL, _ET_EXEC, _ET_DYN, _ET_CORE = 1, 2, 3, 4
 
 
@@ -88,6 +91,11 @@ def foreign_format(head: bytes, name: str) -> Optional[str]:
     return None
 
 
+def is_dump(head: bytes) -> bool:
+    """Whether a file that begins so can be a kernel's dump."""
+    return head.startswith(_DUMP_SIGNATURES) or elf_type(head) == _ET_CORE
+
+
 def check_dump(path: Union[str, Path]) -> None:
     """
     Refuse a file that is no dump, and say what it is.
@@ -96,11 +104,9 @@ def check_dump(path: Union[str, Path]) -> None:
     """
     head = read_head(path, "dump", "-c")
     name = printable(str(path))
-    if head.startswith((b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0\0\0\0")):
+    if is_dump(head):
         return
     type = elf_type(head)
-    if type == _ET_CORE:
-        return
     if type in (_ET_EXEC, _ET_DYN):
         raise TargetError(
             f"{name} is an ELF program, not a dump; if it is the vmlinux, give it with"
@@ -131,7 +137,7 @@ def check_symbols(path: Union[str, Path], given: Optional[str] = None) -> int:
     head = read_head(path, "vmlinux", "-s")
     name = printable(given or str(path))
     type = elf_type(head)
-    if type == _ET_CORE or head.startswith((b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0\0\0\0")):
+    if is_dump(head):
         raise TargetError(
             f"{name} is a dump, not debug info; give it with -c and its kernel's vmlinux with -s"
         )

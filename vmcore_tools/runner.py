@@ -42,6 +42,7 @@ from vmcore_tools.analysis import (
     NotApplicable,
     Progress,
     Requires,
+    WrongArgument,
 )
 from vmcore_tools.knowledge import knowledge, with_known_issues
 from vmcore_tools.live import Attempt, begin, compares_objects, forget, settled
@@ -151,26 +152,33 @@ def run(
 
     :param options: by analysis name, what differs from the options' defaults
     :param limit: rows to keep of each table, None for all
+    :raises WrongArgument: if the target has not what an option asks for
     """
     results: List[AnalysisResult] = []
     stacks: Dict[str, Stack] = {}
     interrupted = False
-    for analysis in analyses:
-        if interrupted:
-            results.append(_did_not_run(analysis, Status.SKIPPED, INTERRUPTED))
-            continue
-        attempt = functools.partial(
-            _attempt, target, analysis, limit, options.get(analysis.name, {}), progress
-        )
-        if target.live:
-            begin(target.prog)
-            compares = functools.partial(compares_objects, target.prog)
-            result, in_use = settled(attempt, _broke_off, compares)
-        else:
-            result, in_use = attempt()
-        interrupted = result.reason == INTERRUPTED
-        results.append(result)
-        stacks.update(in_use)
+    try:
+        for analysis in analyses:
+            attempt = functools.partial(
+                _attempt, target, analysis, limit, options.get(analysis.name, {}), progress
+            )
+            if target.live:
+                begin(target.prog)
+                compares = functools.partial(compares_objects, target.prog)
+                result, in_use = settled(attempt, _broke_off, compares)
+            else:
+                result, in_use = attempt()
+            stacks.update(in_use)
+            results.append(result)
+            if result.reason == INTERRUPTED:
+                interrupted = True
+                break
+    except KeyboardInterrupt:
+        # It came in between two analyses.
+        interrupted = True
+    results += [
+        _did_not_run(analysis, Status.SKIPPED, INTERRUPTED) for analysis in analyses[len(results) :]
+    ]
     return Report(
         tool_version=__version__,
         target=target.facts,
@@ -237,6 +245,9 @@ def _run_one(
             collector.add(item)
     except KeyboardInterrupt:
         status, reason = Status.FAILED, INTERRUPTED
+    except WrongArgument:
+        # Nothing to report: who asked has to ask again.
+        raise
     except NotApplicable as e:
         status, reason = Status.NOT_APPLICABLE, str(e)
     except (FaultError, ValidationError) as e:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drgn_scripts.kmalloc_objects import ANALYSIS, Content, _names, classify
+from drgn_scripts.kmalloc_objects import ANALYSIS, Content, classify
+from vmcore_tools.asked import comma_separated
 from vmcore_tools.model import Kind, columns
 
 POINTER = (0xFFFF888000100000).to_bytes(8, "little")
@@ -66,4 +67,4 @@ def test_bytes_of_objects_are_sensitive_and_shown_on_request_only() -> None:
 
 
 def test_cache_names_are_separated_by_commas() -> None:
-    assert _names("kmalloc-96, dentry") == ("kmalloc-96", "dentry")
+    assert comma_separated("kmalloc-96, dentry") == ("kmalloc-96", "dentry")

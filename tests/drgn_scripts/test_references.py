@@ -7,7 +7,8 @@ from typing import Any, Optional
 
 import pytest
 
-from drgn_scripts.references import ANALYSIS, Holder, _kinds, _order, parse_address
+from drgn_scripts.references import ANALYSIS, Holder, _kinds, _order
+from vmcore_tools.asked import parse_address
 from vmcore_tools.model import Absent, Kind, Maybe, columns
 
 

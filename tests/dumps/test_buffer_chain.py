@@ -11,6 +11,7 @@ from drgn_scripts.buffer_chain import ANALYSIS, ChainLink
 from drgn_scripts.gem_objects import GemMemory
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
+from vmcore_tools.analysis import WrongArgument
 from vmcore_tools.kernel.audit import count_holders
 from vmcore_tools.kernel.buffer_chain import BufferChains, Node, What, chain_of
 from vmcore_tools.kernel.slab import slab_index
@@ -103,12 +104,21 @@ def test_a_process_and_its_bound(shipped: ShippedDump) -> None:
             assert int(link.why.split()[2]) in numbers
 
 
-@pytest.mark.parametrize("target", ["0x10", "4000000", "Xorg", "0xzz", "0x1" + "0" * 16])
-def test_what_is_no_buffer(demo_dump: ShippedDump, target: str) -> None:
-    result, findings = run(demo_dump, target)
-    assert findings == []
-    assert result.status == Status.PARTIAL
-    assert [gap.what for gap in result.gaps] == ["target"]
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("0x10", "0x10 is no address of kernel memory"),
+        ("0xffff888000000008", "there is no buffer or fence 0xffff888000000008; "),
+        ("4000000", "there is no process 4000000; "),
+        ("Xorg", "'Xorg' is neither an address, which begins with 0x, nor a PID; "),
+        ("0xzz", "'0xzz' is neither an address"),
+        ("0x1" + "0" * 16, "'0x10000000000000000' is neither an address"),
+    ],
+)
+def test_what_is_no_buffer(demo_dump: ShippedDump, target: str, error: str) -> None:
+    with pytest.raises(WrongArgument) as caught:
+        run(demo_dump, target)
+    assert str(caught.value).startswith(error)
 
 
 def test_each_thing_is_found_by_any_address_in_it(shipped: ShippedDump) -> None:

@@ -17,10 +17,11 @@ from drgn_scripts.references import Holder, Scanned
 from drgn_scripts.references import Target as TargetRow
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
+from vmcore_tools.analysis import WrongArgument
 from vmcore_tools.kernel import object_types as object_types_module
 from vmcore_tools.kernel.object_types import Certainty, is_kmalloc, object_types
 from vmcore_tools.kernel.slab import slab_index
-from vmcore_tools.model import Absent, AnalysisResult, Status
+from vmcore_tools.model import Absent, AnalysisResult
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -195,11 +196,22 @@ def test_task_stacks_and_registers_are_looked_at(shipped: ShippedDump) -> None:
     assert "tasks[0].first" in fields
 
 
-def test_an_unknown_name_is_a_gap(shipped: ShippedDump) -> None:
-    result = run_references(shipped, "struct no_such_thing")
-    assert result.status is Status.PARTIAL
-    assert result.gaps[0].what == "target"
-    assert all(table.total == 0 for table in result.tables)
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("struct no_such_thing", "there is no structure and no slab cache 'struct no_such_thing'"),
+        ("67", "there is no structure and no slab cache '67'"),
+        # Numbers that are all over memory: integers, and error pointers.
+        ("0x1234", "0x1234 is no address of kernel memory"),
+        ("fffffffffffffff2", "fffffffffffffff2 is no address of kernel memory"),
+    ],
+)
+def test_what_is_not_there_is_a_wrong_argument(
+    shipped: ShippedDump, target: str, error: str
+) -> None:
+    with pytest.raises(WrongArgument) as caught:
+        run_references(shipped, target)
+    assert str(caught.value).startswith(error)
 
 
 def documented_recogniser() -> Any:

@@ -15,6 +15,7 @@ from drgn_scripts.slab_leaks import Searched, SlabLeak, UnreachableObject
 from tests.dumps.conftest import ShippedDump
 from tests.dumps.test_corruption import Copy
 from vmcore_tools import runner
+from vmcore_tools.analysis import WrongArgument
 from vmcore_tools.kernel import reachability
 from vmcore_tools.kernel.object_types import is_kmalloc
 from vmcore_tools.kernel.page import PageClass, direct_map_offset
@@ -110,10 +111,11 @@ def test_the_stack_that_allocated_them_is_told(demo_dump: ShippedDump) -> None:
 def test_only_the_caches_that_are_named_are_judged(demo_dump: ShippedDump) -> None:
     (found,) = rows(run_on(demo_dump, demo_dump.truth["leak"]["cache"]), Searched)
     assert (found.caches, found.unreachable_objects) == (1, len(only_leaked(demo_dump)))
-    result = run_on(demo_dump, "kmalloc-64", "no-such-cache")
+    result = run_on(demo_dump, "kmalloc-64")
     (found,) = rows(result, Searched)
     assert (found.caches, found.unreachable_objects, result.findings) == (1, 0, ())
-    assert [gap.reason for gap in result.gaps] == ["there is none with the name no-such-cache"]
+    with pytest.raises(WrongArgument, match="there is no slab cache 'no-such-cache'; "):
+        run_on(demo_dump, "kmalloc-64", "no-such-cache")
 
 
 def test_pages_that_are_not_there_leave_a_doubt(

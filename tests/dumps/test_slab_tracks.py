@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from typing import Any, Dict, Tuple
 
+import pytest
+
 from drgn_scripts import slab_tracks
 from drgn_scripts.slab_tracks import ObjectsByTrack, SlabsByOwner, TrackedCache
 from tests.dumps.conftest import ShippedDump
 from vmcore_tools import runner
+from vmcore_tools.analysis import WrongArgument
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.kernel.slub_tracks import has_tracks
 from vmcore_tools.model import AnalysisResult, Report, Status
@@ -97,11 +100,13 @@ def test_without_tracks_it_says_what_to_boot_with(shipped: ShippedDump) -> None:
 
 
 def test_a_cache_without_tracks_is_a_gap_if_it_was_asked_for(demo_dump: ShippedDump) -> None:
-    result, report = run(demo_dump, caches=("task_struct", "no-such-cache"))
+    result, report = run(demo_dump, caches=("task_struct",))
     assert result.status is Status.PARTIAL
     reasons = {gap.reason for gap in result.gaps}
-    assert reasons == {
-        "it keeps no tracks: boot with slub_debug=U",
-        "there is none with the name no-such-cache",
-    }
+    assert reasons == {"it keeps no tracks: boot with slub_debug=U"}
     assert report.exit_code() == 3
+
+
+def test_there_is_no_such_cache(shipped: ShippedDump) -> None:
+    with pytest.raises(WrongArgument, match="there is no slab cache 'no-such-cache'; "):
+        run(shipped, caches=("task_struct", "no-such-cache"))

@@ -40,6 +40,7 @@ from vmcore_tools.report.graph import tree_lines
 from vmcore_tools.report.summary import (
     analysis_line,
     gaps,
+    not_run_line,
     row_stacks,
     same_title,
     shown_columns,
@@ -191,6 +192,9 @@ class _Renderer:
         body += ["<h2>Stacks</h2>\n", *stacks] if stacks else []
         body.append("<h2>Analyses</h2>\n<ul>\n")
         body += [f"<li>{text(analysis_line(a, self._timings))}</li>\n" for a in report.analyses]
+        not_run = not_run_line(report)
+        if not_run is not None:
+            body.append(f"<li>{text(not_run)}</li>\n")
         body.append(f"</ul>\n<footer>vmcore-tools {text(report.tool_version)}</footer>\n")
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

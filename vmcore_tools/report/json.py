@@ -32,6 +32,8 @@ def render(report: Report, *, timings: bool = False) -> str:
     with_graph = [number for number, finding in enumerate(found) if finding.graph is not None]
     graphs = {number: f"graph-{id}" for id, number in enumerate(with_graph, 1)}
     made_by = {id(f): analysis.name for analysis in report.analyses for f in analysis.findings}
+    # A member that only a comparison has.
+    in_both = {} if report.in_both is None else {"in_both": list(report.in_both)}
     return dump(
         {
             **head(report.tool_version, report.target),
@@ -39,6 +41,7 @@ def render(report: Report, *, timings: bool = False) -> str:
                 "complete": report.complete,
                 "interrupted": report.interrupted,
                 "gaps": [_gap(a, gap) for a in report.analyses for gap in a.gaps],
+                "not_run": list(report.not_run),
             },
             "analyses": [_analysis(a, timings) for a in report.analyses],
             "findings": [
@@ -51,6 +54,7 @@ def render(report: Report, *, timings: bool = False) -> str:
                 for graph in [found[number].graph]
                 if graph is not None
             },
+            **in_both,
             "stacks": {id: _stack(stack) for id, stack in sorted(report.stacks.items())},
             "tables": {
                 a.name: {table.row_type.__name__: _table(table) for table in a.tables}

@@ -39,6 +39,7 @@ from vmcore_tools.report.summary import (
     analysis_line,
     few_alike,
     gaps,
+    not_run_line,
     row_stacks,
     same_title,
     shown_columns,
@@ -147,12 +148,11 @@ class _Renderer:
             for table in analysis.tables
         ]
         sections += [self._stack(id) for id in row_stacks(report) if id not in self._stacks_shown]
-        sections.append(
-            _section(
-                "Analyses",
-                (f"- {code(analysis_line(a, self._timings))}" for a in report.analyses),
-            )
-        )
+        lines = [analysis_line(a, self._timings) for a in report.analyses]
+        not_run = not_run_line(report)
+        if not_run is not None:
+            lines.append(not_run)
+        sections.append(_section("Analyses", (f"- {code(line)}" for line in lines)))
         sections.append(f"vmcore-tools {plain(report.tool_version)}\n")
         return "\n".join(sections)
 

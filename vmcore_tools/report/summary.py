@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from vmcore_tools.model import (
     AnalysisResult,
@@ -20,6 +20,8 @@ from vmcore_tools.report.format import escape, gap_text
 from vmcore_tools.words import counted
 
 NOTHING_FOUND = "No findings. Everything relevant was read."
+#: Where triage leaves out what nobody asked for.
+_NOTHING_FOUND_BY_SOME = "No findings of the analyses that ran. All that these look at was read."
 
 #: Findings with one signature that are written in full.
 IN_FULL = 10
@@ -46,12 +48,33 @@ def verdict(report: Report) -> str:
             if counts[severity]
         )
         text = f"{counted(sum(counts.values()), 'finding')}: {found}."
+        if report.in_both:
+            text += f" {_in_both(report.in_both)}."
         if not report.complete:
             text += f" The report is INCOMPLETE: {_incomplete(report)}."
         return text
-    if report.complete:
-        return NOTHING_FOUND
-    return f"No findings, BUT the report is INCOMPLETE: {_incomplete(report)}."
+    nothing = "No findings"
+    if report.in_both is not None:
+        nothing = "Nothing is new or has grown"
+        if report.in_both:
+            nothing += f"; {_in_both(report.in_both)}"
+    if not report.complete:
+        return f"{nothing}, BUT the report is INCOMPLETE: {_incomplete(report)}."
+    if report.in_both is not None:
+        return f"{nothing}."
+    return _NOTHING_FOUND_BY_SOME if report.not_run else NOTHING_FOUND
+
+
+def _in_both(rules: Sequence[str]) -> str:
+    names = ", ".join(dict.fromkeys(map(escape, rules)))
+    return f"{counted(len(rules), 'finding is', 'findings are')} in both: {names}"
+
+
+def not_run_line(report: Report) -> Optional[str]:
+    """Which analyses nobody asked for, and how to; None if there are no such."""
+    if not report.not_run:
+        return None
+    return f"not run by triage: {', '.join(report.not_run)}: vmcore-tools run NAME"
 
 
 def _incomplete(report: Report) -> str:

@@ -34,6 +34,7 @@ from vmcore_tools.report.summary import (
     analysis_line,
     few_alike,
     gaps,
+    not_run_line,
     row_stacks,
     same_title,
     shown_columns,
@@ -203,6 +204,9 @@ class _Renderer:
         lines = [f"Analyses (vmcore-tools {escape(self._report.tool_version)}):"]
         for analysis in self._report.analyses:
             lines += self._wrap(analysis_line(analysis, self._timings), _INDENT, _INDENT)
+        not_run = not_run_line(self._report)
+        if not_run is not None:
+            lines += self._wrap(not_run, _INDENT, _INDENT)
         return "\n".join(lines) + "\n"
 
 
