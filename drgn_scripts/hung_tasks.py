@@ -415,10 +415,9 @@ def _of_waits(
             who += "; what is waited for: {awaited}"
             who += ", which nobody is known to end" if awaited.unended else ""
         yield who, facts
-    elif named and len(named) < len(causes):
-        yield "of the others it knows nobody who would end it (VT318)", ()
-    elif causes and not named:
-        yield "wait-graph knows nobody who would end it (VT318)", ()
+    if len(named) < len(causes):
+        which = "of others " if named or itself else ""
+        yield f"{which}wait-graph knows nobody who would end it (VT318)", ()
     lost = sum(task.not_found for task in hung)
     if lost:
         text = "wait-graph did not find what it waits for"

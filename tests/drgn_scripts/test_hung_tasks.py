@@ -156,7 +156,7 @@ def test_what_nobody_is_known_to_end_is_no_cause() -> None:
     text, found = said(
         blocked(111, cause=BEHIND), blocked(112, cause=cause(WAKER_UNKNOWN, None, 1))
     )
-    assert text.endswith("; of the others it knows nobody who would end it (VT318).")
+    assert text.endswith("; of others wait-graph knows nobody who would end it (VT318).")
     assert not found.explained
 
 
