@@ -13,10 +13,12 @@ import functools
 import importlib
 import importlib.metadata
 import itertools
+import os
 import pkgutil
 import string
 import sys
 import time
+import traceback
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -60,7 +62,7 @@ from vmcore_tools.model import (
     columns,
 )
 from vmcore_tools.module_gaps import NEXT_STEP
-from vmcore_tools.unloadable import unloadable
+from vmcore_tools.unloadable import UnloadableError, unloadable
 
 if TYPE_CHECKING:
     from drgn import Program
@@ -253,8 +255,13 @@ def _run_one(
     except (FaultError, ValidationError) as e:
         # What the analysis itself does not catch is what it cannot go on without.
         context.coverage.gap(BROKE_OFF, f"what it needs cannot be read: {e}")
-    except Exception as e:
+    except (ContractError, UnloadableError) as e:
         status, reason = Status.FAILED, _one_line(e)
+    except Exception as e:
+        # A bug: where it is tells more than what it says.
+        place = traceback.extract_tb(e.__traceback__)[-1]
+        file = os.path.basename(place.filename)
+        status, reason = Status.FAILED, f"{_one_line(e)} ({file}:{place.lineno})"
     gaps = context.coverage.gaps()
     if any(gap.material for gap in gaps):
         if status is Status.OK:
