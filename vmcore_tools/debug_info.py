@@ -41,6 +41,9 @@ PathLike = Union[str, Path]
 _SERVERS = "DEBUGINFOD_URLS"
 _DEBUGINFOD = "debuginfod"
 
+#: Where distributions put a vmlinux, below / or a folder with debug info.
+_USUAL_PLACES = ("boot/vmlinux-{}", "lib/modules/{}/vmlinux", "lib/modules/{}/build/vmlinux")
+
 #: Symbols whose run-time address VMCOREINFO has had since before 4.0.
 _VMCOREINFO_SYMBOLS = ("init_uts_ns", "_stext", "node_online_map", "swapper_pg_dir")
 
@@ -392,7 +395,18 @@ def _missing_vmlinux(prog: Program, main: MainModule, unused: Sequence[str]) -> 
     for path in stripped:
         if path is not None and ours is not None:
             return f"{printable(path)} of {identity} was stripped of its debug info; {step}"
-    return f"no debug info for {identity}; {step}"
+    return f"no debug info for {identity}{_other_builds(prog, release)}; {step}"
+
+
+def _other_builds(prog: Program, release: str) -> str:
+    """In words, what was in one of the usual places and is not of this kernel."""
+    for folder in ("/", *prog.debug_info_options.directories):
+        for place in _USUAL_PLACES:
+            path = os.path.join(folder, place.format(release))
+            theirs = build_id_of_file(path)
+            if theirs is not None and theirs != build_id(prog):
+                return f": {printable(path)} is of another build (build ID {theirs})"
+    return ""
 
 
 def _refuse_other_build(prog: Program, main: MainModule) -> None:
