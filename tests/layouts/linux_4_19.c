@@ -871,6 +871,27 @@ struct kobject {
 	unsigned int state : 5;
 };
 
+struct memcg_cache_params {
+	struct kmem_cache *root_cache;
+	union {
+		struct {
+			struct memcg_cache_array *memcg_caches;
+			struct list_head __root_caches_node;
+			struct list_head children;
+		};
+		struct {
+			struct mem_cgroup *memcg;
+			struct list_head children_node;
+			struct list_head kmem_caches_node;
+			void (*deact_fn)(struct kmem_cache *);
+			union {
+				struct rcu_head deact_rcu_head;
+				struct work_struct deact_work;
+			};
+		};
+	};
+};
+
 struct kmem_cache {
 	struct kmem_cache_cpu *cpu_slab;
 	unsigned int flags;
@@ -892,8 +913,7 @@ struct kmem_cache {
 	struct list_head list;
 	struct kobject kobj;
 	struct work_struct kobj_remove_work;
-	/* Of its members only the size is known to be right. */
-	char memcg_params[88] __attribute__((aligned(8)));
+	struct memcg_cache_params memcg_params;
 	unsigned int max_attr_size;
 	struct kset *memcg_kset;
 	unsigned int remote_node_defrag_ratio;

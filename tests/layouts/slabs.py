@@ -59,7 +59,11 @@ class Slabs:
         offset: int = 0,
         red_left_pad: int = 0,
         flags: int = 0,
+        root: int = 0,
     ) -> Cache:
+        """
+        :param root: the cache that this one is a control group's copy of
+        """
         machine = self._machine
         size = size or object_size
         objects = (PAGE << order) // size
@@ -74,6 +78,8 @@ class Slabs:
             "oo.x": order << 16 | objects,
             "min.x": order << 16 | objects,
         }
+        if root:
+            members["memcg_params.root_cache"] = root
         random = _RANDOM if self._type.has_member("random") else None
         if random is not None:
             members["random"] = random

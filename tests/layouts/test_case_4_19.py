@@ -134,10 +134,16 @@ class Case:
         machine.put("struct task_struct", task, {"files": table})
 
     def slab(self, name: bytes, variable: str, size: int) -> List[int]:
-        """A cache of which one object is allocated; a slab of it."""
-        cache = self.gpu.slabs.cache(name, size, -(-size // 64) * 64)
-        self.machine.set_variable(variable, cache.address)
-        return self.gpu.slabs.slab(cache, free=range(1, cache.objects))
+        """
+        A cache of which one object is allocated, in the copy that Xorg's control group has.
+
+        :return: the objects of a slab of that
+        """
+        slabs, aligned = self.gpu.slabs, -(-size // 64) * 64
+        root = slabs.cache(name, size, aligned)
+        self.machine.set_variable(variable, root.address)
+        cache = slabs.cache(name + b"(723:lightdm.service)", size, aligned, root=root.address)
+        return slabs.slab(cache, free=range(1, cache.objects))
 
     # Tasks.
 
@@ -565,8 +571,10 @@ def test_the_tables_say_what_is_there(case: Case) -> None:
     # What is no fence in kmalloc-128 is allocated, too.
     assert {row.cache: row.allocated for row in tables["Slabs"]} == {
         "kmalloc-128": 75,
-        "filp": 1,
-        "files_cache": 1,
+        "filp": 0,
+        "filp(723:lightdm.service)": 1,
+        "files_cache": 0,
+        "files_cache(723:lightdm.service)": 1,
     }
     (blocked,) = tables["BlockedTask"]
     assert (blocked.pid, blocked.cause, blocked.cause_pid) == (XORG, "VT311", SPINNER)

@@ -11,6 +11,7 @@ from drgn import offsetof, sizeof
 
 from tests.layouts.machine import DIRECT_MAP, PAGE, Machine
 from tests.layouts.slabs import SLAB_STORE_USER, Slabs, allocated, page_struct
+from vmcore_tools.kernel.object_types import is_kmalloc
 from vmcore_tools.kernel.page import PageClass, page_index
 from vmcore_tools.kernel.slab import ObjectState, SlabFault, SlabIndex, slab_index
 from vmcore_tools.kernel.slub_tracks import TrackItem, has_tracks, object_tracks
@@ -54,6 +55,31 @@ def test_the_allocated_objects_of_all_slabs(machine: Machine) -> None:
     )
     assert allocated_of(index, 1) == allocated(several_pages, [15, 3])
     assert index.problems == []
+
+
+def test_control_groups_have_copies_of_caches(machine: Machine) -> None:
+    slabs = Slabs(machine)
+    root = slabs.cache(b"kmalloc-128", 128)
+    copy = slabs.cache(b"kmalloc-128(522:accounts-daemon.service)", 128, root=root.address)
+    named = slabs.cache(b"weird(1:name)", 128)  # as a module can call its own
+    of_root, of_copy, of_named = (slabs.slab(cache, free=[5]) for cache in (root, copy, named))
+
+    index = slab_index(machine.prog, machine.memory)
+
+    def objects(number: int) -> List[int]:
+        rows = index.rows_of(number)
+        return sorted(
+            address
+            for batch in index.batches(rows)
+            for address in batch.objects[batch.allocated].tolist()
+        )
+
+    assert [cache.kind for cache in index.caches] == ["kmalloc-128", "kmalloc-128", "weird(1:name)"]
+    assert [is_kmalloc(cache) for cache in index.caches] == [True, True, False]
+    assert objects(0) == sorted(allocated(of_root, [5]) + allocated(of_copy, [5]))
+    assert objects(1) == allocated(of_copy, [5])
+    assert objects(2) == allocated(of_named, [5])
+    assert index.rows_of(None).tolist() == []
 
 
 def test_a_corrupt_freelist_is_its_slab_s_alone(machine: Machine) -> None:

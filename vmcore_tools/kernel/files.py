@@ -15,11 +15,11 @@ from drgn.helpers.linux.list import (
     hlist_for_each_entry,
     validate_list_for_each_entry,
 )
-from drgn.helpers.linux.mm import vma_find
 
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.slab import SlabIndex
 from vmcore_tools.kernel.task import for_each_bounded_task
+from vmcore_tools.kernel.vma import vma_at
 
 U64 = npt.NDArray[np.uint64]
 
@@ -93,15 +93,13 @@ def _files(index: SlabIndex) -> Tuple[U64, U64]:
     if cached is not None and cached[0] is index:
         return cached[1:]
     addresses, ops = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.uint64)]
-    cache = _file_cache_number(index)
-    if cache is not None:
-        offset = offsetof(prog.type("struct file"), "f_op")
-        for batch in index.batches(np.flatnonzero(index.cache == cache)):
-            start = batch.cache.red_left_pad_bytes + offset
-            at = start + np.arange(batch.objects.shape[1]) * batch.cache.size_bytes
-            words = batch.data.view(np.uint64)[:, at // 8]
-            addresses.append(batch.objects[batch.allocated])
-            ops.append(words[batch.allocated])
+    offset = offsetof(prog.type("struct file"), "f_op")
+    for batch in index.batches(index.rows_of(_file_cache_number(index))):
+        start = batch.cache.red_left_pad_bytes + offset
+        at = start + np.arange(batch.objects.shape[1]) * batch.cache.size_bytes
+        words = batch.data.view(np.uint64)[:, at // 8]
+        addresses.append(batch.objects[batch.allocated])
+        ops.append(words[batch.allocated])
     order = np.argsort(np.concatenate(addresses))
     found = np.concatenate(addresses)[order], np.concatenate(ops)[order]
     prog.cache[_CACHE_KEY] = (index, *found)
@@ -154,10 +152,9 @@ def files_structs(index: SlabIndex) -> Dict[int, List[Object]]:
         if address:
             tables.setdefault(address, []).append(task)
     cache = index.cache_number(index.prog["files_cachep"].read_())
-    if cache is not None:
-        for batch in index.batches(np.flatnonzero(index.cache == cache)):
-            for address in batch.objects[batch.allocated].tolist():
-                tables.setdefault(address, [])
+    for batch in index.batches(index.rows_of(cache)):
+        for address in batch.objects[batch.allocated].tolist():
+            tables.setdefault(address, [])
     return tables
 
 
@@ -270,8 +267,8 @@ def mappings_of(index: SlabIndex, member: str, targets: U64) -> FileReferences:
     for address, target in _objects_pointing(index, cache, offset, targets):
         vma = Object(prog, "struct vm_area_struct *", value=address)
         try:
-            mapped = vma_find(vma.vm_mm.read_(), vma.vm_start.value_()) == vma
-        except FaultError:
+            mapped = vma_at(vma.vm_mm.read_(), vma.vm_start.value_()) == address
+        except (FaultError, ValidationError):
             unread.append(address)
             continue
         rows.append((target, address + offset, address, int(mapped)))
@@ -282,8 +279,8 @@ def _objects_pointing(
     index: SlabIndex, cache: int, offset: int, targets: U64
 ) -> Iterator[Tuple[int, int]]:
     """The allocated objects of a cache whose word at an offset is one of some, and that word."""
-    size = index.caches[cache].size_bytes
-    for batch in index.batches(np.flatnonzero(index.cache == cache)):
+    for batch in index.batches(index.rows_of(cache)):
+        size = batch.cache.size_bytes
         start = batch.cache.red_left_pad_bytes + offset
         at = (start + np.arange(batch.objects.shape[1]) * size) // 8
         words = batch.data.view(np.uint64)[:, at]

@@ -127,19 +127,19 @@ class ObjectTypes:
 
 def is_kmalloc(cache: SlabCache) -> bool:
     """Whether a cache holds objects of any kind, by size."""
-    return _KMALLOC.fullmatch(cache.name) is not None
+    return _KMALLOC.fullmatch(cache.kind) is not None
 
 
 def smallest_object_bytes(caches: Sequence[SlabCache], number: int) -> int:
     """The least that somebody asks for who gets an object of this kmalloc cache."""
     cache = caches[number]
-    match = _KMALLOC.fullmatch(cache.name)
+    match = _KMALLOC.fullmatch(cache.kind)
     kind = match[1] if match else None
     smaller = [
         other.object_size_bytes
         for other in caches
         if other.object_size_bytes < cache.object_size_bytes
-        for found in [_KMALLOC.fullmatch(other.name)]
+        for found in [_KMALLOC.fullmatch(other.kind)]
         if found and found[1] == kind
     ]
     return max(smaller, default=0) + 1
@@ -597,8 +597,7 @@ def _detached_fences(index: SlabIndex) -> Iterator[Tuple[str, U64]]:
 
 def _type_of_cache(prog: Program, cache: SlabCache) -> Optional[Type]:
     """The structure that a cache is named after and that has its size."""
-    # Memory cgroups' copies were called "dentry(123:name)" up to v5.8.
-    name = cache.name.partition("(")[0]
+    name = cache.kind
     stem = re.sub(r"(_head)?(_cachep?|_jar)$", "", name)
     for tag in (name, stem, f"{stem}_struct", f"{stem}_info", *_CACHE_TAGS.get(name, ())):
         try:

@@ -589,7 +589,7 @@ class Attribution:
             reason = "the slab object waits to be freed (kfree_rcu)"
         place = Place.SLAB_OBJECT
         if (
-            cache.name == "task_struct"
+            cache.kind == "task_struct"
             and self.saved_registers[0] <= offset < (self.saved_registers[1])
         ):
             place = Place.REGISTER  # of a task that is on no CPU

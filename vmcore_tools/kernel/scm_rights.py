@@ -97,9 +97,8 @@ def _users(index: SlabIndex) -> U64:
     root = prog["root_user"].address_
     users = [np.array([root], dtype=np.uint64)]
     cache = index.cache_number(prog["uid_cachep"].read_())
-    if cache is not None:
-        for batch in index.batches(np.flatnonzero(index.cache == cache)):
-            users.append(batch.objects[batch.allocated])
+    for batch in index.batches(index.rows_of(cache)):
+        users.append(batch.objects[batch.allocated])
     return np.concatenate(users)
 
 
@@ -110,11 +109,8 @@ def _unix_sockets(index: SlabIndex) -> Iterator[Object]:
     queued = offsetof(socket_type, "sk.sk_receive_queue.qlen")
     protocol = offsetof(socket_type, "sk.__sk_common.skc_prot")
     for address, proto in _protocols(prog):
-        cache = index.cache_number(proto.slab)
-        if cache is None:
-            continue
-        size = index.caches[cache].size_bytes
-        for batch in index.batches(np.flatnonzero(index.cache == cache)):
+        for batch in index.batches(index.rows_of(index.cache_number(proto.slab))):
+            size = batch.cache.size_bytes
             start = batch.cache.red_left_pad_bytes + np.arange(batch.objects.shape[1]) * size
             lengths = batch.data.view(np.uint32)[:, (start + queued) // 4]
             protocols = batch.data.view(np.uint64)[:, (start + protocol) // 8]

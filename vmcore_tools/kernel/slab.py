@@ -205,6 +205,20 @@ class SlabIndex:
                 return number
         return None
 
+    def rows_of(self, number: Optional[int]) -> npt.NDArray[np.int64]:
+        """
+        The slabs of a cache, and those of the copies that control groups have of it.
+
+        :param number: position in :attr:`caches`; None for no slabs
+        :return: int64 array of rows
+        """
+        if number is None:
+            return np.zeros(0, dtype=np.int64)
+        root = self.caches[number].cache.value_()
+        copies = [i for i, known in enumerate(self.caches) if known.root == root]
+        rows: npt.NDArray[np.int64] = np.flatnonzero(np.isin(self.cache, [number, *copies]))
+        return rows
+
     def objects_with_word(self, cache: int, offset: int, value: int) -> U64:
         """
         The allocated objects of a cache that hold a word at an offset.

@@ -42,6 +42,7 @@ class SlabCache:
     :ivar random: the freelist's secret; None without hardening
     :ivar orders: objects in a slab to the slab's order
     :ivar index_bytes: SLAB's free indices have this size; None for SLUB
+    :ivar root: address of the cache that this one is a control group's copy of; 0 if of none
     """
 
     cache: Object
@@ -54,6 +55,12 @@ class SlabCache:
     random: Optional[int]
     orders: Dict[int, int]
     index_bytes: Optional[int] = None
+    root: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What its objects are called by: a copy has the group in its name, too."""
+        return self.name.partition("(")[0] if self.root else self.name
 
 
 _SLAB_FIELDS = np.dtype(
@@ -157,6 +164,7 @@ def _read_slab_cache(cache: Object) -> SlabCache:
             random=None,
             orders={cache.num.value_(): cache.gfporder.value_()},
             index_bytes=sizeof(cache.prog_.type("freelist_idx_t")),
+            root=_root_of(cache),
         )
     red_left_pad = cache.red_left_pad.value_() if hasattr(cache, "red_left_pad") else 0
     random = cache.random.value_() if hasattr(cache, "random") else None
@@ -174,7 +182,18 @@ def _read_slab_cache(cache: Object) -> SlabCache:
         freelist_offset=cache.offset.value_(),
         random=random,
         orders=orders,
+        root=_root_of(cache),
     )
+
+
+def _root_of(cache: Object) -> int:
+    """Mirrors ``is_root_cache()`` and what is beside it in mm/slab.h."""
+    # 10befea91b61 ("mm: memcg/slab: use a single set of kmem_caches for all allocations")
+    # in v5.9 ended the copies.
+    try:
+        return int(cache.memcg_params.root_cache.value_())
+    except AttributeError:
+        return 0
 
 
 def objects_set_aside(cache: Object) -> npt.NDArray[np.uint64]:
