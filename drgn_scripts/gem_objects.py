@@ -33,6 +33,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Object, Program
+from drgn.helpers import ValidationError
 
 from vmcore_tools.analysis import Analysis, Context, ManyRows, Option, Requires
 from vmcore_tools.asked import number_from
@@ -210,7 +211,7 @@ def _pages(ctx: Context, holders: GemHolders) -> Ints:
 def _hoard_bytes(ctx: Context) -> Optional[int]:
     try:
         ram = sum(end - start for start, end in kernel_ram(ctx.prog))
-    except (FaultError, LookupError):
+    except (FaultError, LookupError, ValidationError):
         ctx.coverage.gap("size of RAM", "it cannot be read")
         return None
     return int(ram * ctx.options["hoard_percent"] // 100)

@@ -23,7 +23,7 @@ from tests.layouts.test_fences_4_19 import Gpu
 from vmcore_tools.kernel.strings import NAME_BYTES_MAX
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Report, Status
 from vmcore_tools.report import FORMATS, render
-from vmcore_tools.runner import find_analyses, run
+from vmcore_tools.runner import BROKE_OFF, find_analyses, run
 from vmcore_tools.target import DebugInfo, Target
 
 #: The kernel writes what ~PG_buddy is, as a signed number, and when it crashed.
@@ -604,6 +604,17 @@ def test_a_task_whose_stack_is_missing_is_likely_hung(case: Case) -> None:
     # The kworker alone is known to wait for the CPU.
     assert found["VT311"].confidence is Confidence.PROVEN
     assert values(found["VT311"])["victim_pids"] == (KWORKER,)
+
+
+def test_a_range_of_ram_that_cannot_be_costs_no_analysis(case: Case) -> None:
+    case.starve_cpu_1()
+    case.hang_xorg()
+    case.stop()
+    machine = case.machine
+    ram = machine.prog["iomem_resource"].child.value_()
+    machine.put("struct resource", ram, {"end": 2**63 - 1})
+    for one in triage(case, complete=False).analyses:
+        assert BROKE_OFF not in [gap.what for gap in one.gaps]
 
 
 @pytest.mark.parametrize("member", ["name", "child"])
