@@ -7,9 +7,9 @@ for: a lock to its holder, flush_work() to the work, its pool and the worker
 that would run it, a task that can run to its CPU. What stands at the end is
 the cause: a CPU that one task keeps to itself (VT311), a work that does not
 end or a pool in which nothing runs (VT312), the holder of a lock that sleeps
-in something else (VT313), a virtio device that does not answer (VT315), an RCU
-grace period that does not end (VT316); or the chain ends in itself, a deadlock
-(VT310). A sleeper whose wait is over by the object's own words is a lost wake-up
+in something else (VT313), a virtio device or another disk that does not answer
+(VT315, VT319), an RCU grace period that does not end (VT316), memory of which none
+is reclaimed (VT317); or the chain ends in itself, a deadlock (VT310). A sleeper whose wait is over by the object's own words is a lost wake-up
 (VT314). Where nothing in the kernel says who would end a wait, what is waited for
 is shown, what it is part of, and who points there (VT318).
 The cause behind which the most tasks wait comes first.
@@ -18,7 +18,7 @@ A wait is believed only if the kernel's own lists show it (the task is on the
 lock's list of waiters), and a cause is reported only if somebody has waited
 behind it for --threshold-seconds: by default the kernel's own
 kernel.hung_task_timeout_secs. Tasks whose wait could not be told are in the table
-with their stack.
+with their stack, and counted as not looked at if they have waited for so long.
 
 It does not know who completes a plain completion or wakes a wait queue, nor
 what devices other than virtio_gpu are doing.
