@@ -9,9 +9,10 @@ the cause: a CPU that one task keeps to itself (VT311), a work that does not
 end or a pool in which nothing runs (VT312), the holder of a lock that sleeps
 in something else (VT313), a virtio device or another disk that does not answer
 (VT315, VT319), an RCU grace period that does not end (VT316), memory of which none
-is reclaimed (VT317); or the chain ends in itself, a deadlock (VT310). A sleeper whose wait is over by the object's own words is a lost wake-up
-(VT314). Where nothing in the kernel says who would end a wait, what is waited for
-is shown, what it is part of, and who points there (VT318).
+is reclaimed (VT317); or the chain ends in itself, a deadlock (VT310). A sleeper
+whose wait is over by the object's own words is a lost wake-up (VT314). Where
+nothing in the kernel says who would end a wait, what is waited for is shown, what
+it is part of, and who points there (VT318).
 The cause behind which the most tasks wait comes first.
 
 A wait is believed only if the kernel's own lists show it (the task is on the
