@@ -149,7 +149,10 @@ def _pages(ctx: Context) -> Iterator[Any]:
         yield Finding(
             rule=KERNEL_PAGES_MISSING,
             confidence=Confidence.PROVEN,
-            message="{count} pages that the kernel uses are not in the dump: {uses}.",
+            message=(
+                f"{{count}} {plural(total, 'page')} that the kernel uses"
+                f" {plural(total, 'is', 'are')} not in the dump: {{uses}}."
+            ),
             subject=Ref("dump", ctx.memory.page_map.format),
             evidence=(
                 Evidence("count", Kind.COUNT, total),

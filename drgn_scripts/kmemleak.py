@@ -55,6 +55,7 @@ from vmcore_tools.model import (
     Stack,
     column,
 )
+from vmcore_tools.words import plural
 
 #: Findings, one for each stack; what takes most memory comes first.
 _FINDINGS_DEFAULT = 20
@@ -342,8 +343,8 @@ def _finding(
         rule=UNREFERENCED,
         confidence=Confidence.SUSPECTED if unread else Confidence.LIKELY,
         message=(
-            "kmemleak found no reference to {objects} objects ({size_bytes}) that {comms} "
-            "allocated in {function}."
+            f"kmemleak found no reference to {{objects}} {plural(len(records), 'object')}"
+            " ({size_bytes}) that {comms} allocated in {function}."
         ),
         subject=Ref("allocation", function, int(records["pointer"][0]), name_kind=Kind.TEXT),
         evidence=tuple(evidence),

@@ -170,7 +170,7 @@ def _rows(
         yield MemoryUse(
             use=use.value,
             size_bytes=pages * page_size,
-            percent=pages * 100 // total if total else 0,
+            percent=round(pages * 100 / total) if total else 0,
             pages=pages,
             counted_pages=counted.get(use),
             counter=_COUNTERS[use][0] if use in _COUNTERS else None,
@@ -187,6 +187,7 @@ def _ram(ctx: Context, usage: MemoryUsage, page_size: int) -> Ram:
         mem_total_bytes=mem_total if isinstance(mem_total, Absent) else mem_total * page_size,
         accounted_bytes=(total - unaccounted) * page_size,
         unaccounted_bytes=unaccounted * page_size,
+        # Cut, not rounded: 99.6 per cent are not all of it.
         accounted_percent=(total - unaccounted) * 100 // total if total else 0,
     )
 

@@ -367,8 +367,10 @@ class _Leaks:
             unread += ("pointers that are stored in another form",)
         caches = sorted({group.cache for group in groups})
         clues = (function,) if function else None
-        message = "{objects} objects ({type}, {size_bytes}) are allocated,"
-        message += " and nothing reachable points at them"
+        several = len(members) != 1
+        message = f"{{objects}} {'objects' if several else 'object'} ({{type}}, {{size_bytes}})"
+        message += " are allocated" if several else " is allocated"
+        message += f", and nothing reachable points at {'them' if several else 'it'}"
         evidence = [
             Evidence("objects", Kind.COUNT, len(members)),
             Evidence("type", Kind.TEXT, name),
@@ -382,7 +384,8 @@ class _Leaks:
             Evidence("same_type_in_use", Kind.COUNT, used),
         ]
         if function:
-            message += "; {allocating_comms} allocated them in {allocating_function}"
+            message += "; {allocating_comms} allocated "
+            message += f"{'them' if several else 'it'} in {{allocating_function}}"
             evidence += [
                 Evidence("allocating_function", Kind.TEXT, function),
                 Evidence("allocating_comms", Kind.SENSITIVE, self._comms(members)),

@@ -22,6 +22,7 @@ from vmcore_tools.knowledge import (
     with_known_issues,
 )
 from vmcore_tools.model import (
+    HAS_THE_FIX,
     Confidence,
     Finding,
     KernelCommit,
@@ -33,6 +34,7 @@ from vmcore_tools.model import (
 )
 from vmcore_tools.report import json as json_report
 from vmcore_tools.report import markdown, table
+from vmcore_tools.report.format import known_issue_facts
 from vmcore_tools.runner import find_analyses
 
 FILE = Path(knowledge_module.__file__).parent / "knowledge.json"
@@ -294,6 +296,15 @@ def test_text_and_markdown_say_that_it_looks_like_it(report: Report) -> None:
         assert 'brought by: 0123456789ab ("bring it") in v5.0' in plain
         assert 'fixed by: ba9876543210 ("fix it") in v5.9' in plain
         assert "this kernel: has the issue" in plain
+        assert "(an-issue), fixed in" not in plain
+
+
+def test_the_first_line_says_that_the_kernel_has_the_fix() -> None:
+    issue = dataclasses.replace(ISSUE, this_kernel=HAS_THE_FIX)
+    assert next(known_issue_facts(issue)) == (
+        "looks like the known issue",
+        "a_function() does not put (an-issue), fixed in v5.9, which this kernel has",
+    )
 
 
 def test_text_says_what_is_missing(report: Report) -> None:

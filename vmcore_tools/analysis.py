@@ -27,6 +27,11 @@ T = TypeVar("T")
 Progress = Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]]
 
 
+def no_progress(items: Iterable[Any], description: str, total: Optional[int]) -> Iterable[Any]:
+    """Shows nothing."""
+    return items
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """

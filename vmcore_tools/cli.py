@@ -19,7 +19,7 @@ import traceback
 from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence, TextIO, Tuple
 
 from vmcore_tools import __version__, demo, interrupts
-from vmcore_tools.analysis import Analysis, Progress
+from vmcore_tools.analysis import Analysis, Progress, no_progress
 from vmcore_tools.arguments import (
     Request,
     add_analysis_options,
@@ -502,7 +502,7 @@ def _width(file: TextIO) -> int:
 
 def _progress() -> Progress:
     if not sys.stderr.isatty():
-        return _no_progress
+        return no_progress
     # Only where there is somebody to look at it: it takes a while to import.
     from tqdm import tqdm
 
@@ -510,7 +510,3 @@ def _progress() -> Progress:
         return tqdm(items, desc=description, total=total, leave=False, file=sys.stderr)
 
     return bar
-
-
-def _no_progress(items: Iterable[Any], description: str, total: Optional[int]) -> Iterable[Any]:
-    return items

@@ -382,8 +382,8 @@ def hoards(
             rule=HOARD,
             confidence=Confidence.SUSPECTED,
             message=(
-                "{comm} ({pid}) has {objects} GEM objects of {driver} open, buffers of "
-                "{size_bytes} together; {pages_bytes} of these are in memory."
+                f"{{comm}} ({{pid}}) has {{objects}} GEM {plural(len(usage.objects), 'object')} of"
+                " {driver} open, of {size_bytes} together; {pages_bytes} of these are in memory."
             ),
             subject=Ref("task", usage.comm, None, usage.pid, Kind.SENSITIVE),
             evidence=(

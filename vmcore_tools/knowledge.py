@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from vmcore_tools.model import Finding, KernelCommit, KnownIssue
+from vmcore_tools.model import HAS_THE_FIX, Finding, KernelCommit, KnownIssue
 
 #: Other packages' entry points are the paths of such files.
 ENTRY_POINT_GROUP = "vmcore_tools.knowledge"
@@ -140,7 +140,7 @@ def _this_kernel(issue: KnownIssue, release: Optional[str]) -> Optional[str]:
     if since and this < min(since):
         return "older than the issue by its release: it was backported, or it is something else"
     if until and this >= max(until):
-        return "has the fix by its release: it was taken back, or it is something else"
+        return HAS_THE_FIX
     return _HAS_IT
 
 

@@ -188,6 +188,10 @@ class KernelCommit:
     release: str
 
 
+#: What the release of a kernel that came after the fix says of an issue.
+HAS_THE_FIX = "has the fix by its release: it was taken back, or it is something else"
+
+
 @dataclasses.dataclass(frozen=True)
 class KnownIssue:
     """

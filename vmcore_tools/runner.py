@@ -45,6 +45,7 @@ from vmcore_tools.analysis import (
     Progress,
     Requires,
     WrongArgument,
+    no_progress,
 )
 from vmcore_tools.knowledge import knowledge, with_known_issues
 from vmcore_tools.live import Attempt, begin, compares_objects, forget, settled
@@ -144,10 +145,10 @@ def _load(entry_point: importlib.metadata.EntryPoint) -> Analysis:
 def run(
     target: Target,
     analyses: Sequence[Analysis],
-    options: Mapping[str, Mapping[str, Any]],
+    options: Optional[Mapping[str, Mapping[str, Any]]] = None,
     *,
-    limit: Optional[int],
-    progress: Progress,
+    limit: Optional[int] = None,
+    progress: Progress = no_progress,
 ) -> Report:
     """
     Run *analyses* in order.
@@ -162,7 +163,7 @@ def run(
     try:
         for analysis in analyses:
             attempt = functools.partial(
-                _attempt, target, analysis, limit, options.get(analysis.name, {}), progress
+                _attempt, target, analysis, limit, (options or {}).get(analysis.name, {}), progress
             )
             if target.live:
                 begin(target.prog)

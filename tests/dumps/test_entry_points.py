@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 
 from tests.dumps.conftest import ShippedDump
+from vmcore_tools.runner import find_analyses
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -82,3 +84,28 @@ def test_the_demo_option_opens_the_same_dump(triage: Any) -> None:
 def test_the_same_dump_gives_the_same_bytes(demo_dump: ShippedDump) -> None:
     command = [str(BIN / "vmcore-tools"), "triage", "--demo"]
     assert run(command, 1) == run(command, 1)
+
+
+def test_the_example_of_a_library(
+    demo_dump: ShippedDump, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of README: it finds what triage does."""
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"^<!-- library -->\n```python\n(.*?)^```$", text, re.M | re.S)
+    vmlinux = repr([str(path) for path in demo_dump.files.symbols])
+    example = example.replace('"vmcore"', repr(str(demo_dump.files.vmcore)))
+    exec(example.replace('["vmlinux"]', vmlinux), {})
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]
+    asked_for = {analysis.name for analysis in find_analyses() if not analysis.in_triage}
+    others = {
+        f.signature for a in demo_dump.report.analyses if a.name in asked_for for f in a.findings
+    }
+    assert found == [
+        *(
+            [f.rule.id, f.confidence.name, f.signature]
+            for f in demo_dump.report.findings
+            if f.signature not in others
+        ),
+        ["complete:", "True"],
+    ]
+    assert len(found) >= 4

@@ -107,6 +107,12 @@ def test_page_structures_are_those_of_ram(shipped: ShippedDump) -> None:
     assert needed <= found < needed * 4
 
 
+def test_per_cents_are_rounded(shipped: ShippedDump) -> None:
+    pages = uses(shipped)
+    for row in analysis(shipped).tables[0].rows:
+        assert abs(row.percent - row.pages * 100 / sum(pages.values())) <= 0.5
+
+
 def test_nearly_all_is_accounted_for(shipped: ShippedDump) -> None:
     row = ram(shipped)
     assert row.accounted_bytes + row.unaccounted_bytes == row.ram_bytes

@@ -178,6 +178,9 @@ def test_frames_are_numbered_as_drgn_does() -> None:
         (Gap("task", "excluded", 3, True, (1, 2)), "3 tasks: excluded (at 0x1, 0x2, ...)"),
         (Gap("list of tasks", "cut off", 2, True, ()), "2 lists of tasks: cut off"),
         (Gap("CPU's registers", "absent", 2, True, ()), "2 CPU's registers: absent"),
+        (Gap("page", "it is excluded", 1, True, ()), "1 page: it is excluded"),
+        (Gap("page", "it is excluded", 2, True, ()), "2 pages: they are excluded"),
+        (Gap("pointer of a holder", "its end", 3, True, ()), "3 pointers of a holder: their end"),
     ],
 )
 def test_gap_text(gap: Gap, text: str) -> None:

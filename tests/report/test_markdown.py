@@ -52,7 +52,7 @@ FULL = """\
 - file: `vmcore-of-host7`
 - kernel release: `5.10.262`
 - truncated: none
-- ram: 1.0 GiB
+- ram managed by the kernel: 1.0 GiB
 
 ### NOT looked at
 

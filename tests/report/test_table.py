@@ -15,7 +15,7 @@ from vmcore_tools.report import render
 from vmcore_tools.report.table import facts_text
 
 FULL = """\
-file vmcore-of-host7; kernel release 5.10.262; ram 1.0 GiB
+file vmcore-of-host7; kernel release 5.10.262; ram managed by the kernel 1.0 GiB
 
 2 findings: 1 error, 1 warning. The report is INCOMPLETE: broken failed; slab did not run;
 dma-fences could not read everything.
@@ -265,7 +265,9 @@ def test_facts() -> None:
         Evidence("build_id", Kind.TEXT, Absent("not recorded")),
     )
     assert facts_text(facts) == (
-        "format:   ELF vmcore\nram:      1.0 GiB\nbuild id: ? (not recorded)\n"
+        "format:                    ELF vmcore\n"
+        "ram managed by the kernel: 1.0 GiB\n"
+        "build id:                  ? (not recorded)\n"
     )
 
 

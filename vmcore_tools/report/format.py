@@ -7,7 +7,17 @@ import itertools
 import string
 from typing import Any, Callable, Iterable, Iterator, Tuple, Union
 
-from vmcore_tools.model import Absent, Evidence, Finding, Frame, Gap, Kind, KnownIssue, Ref
+from vmcore_tools.model import (
+    HAS_THE_FIX,
+    Absent,
+    Evidence,
+    Finding,
+    Frame,
+    Gap,
+    Kind,
+    KnownIssue,
+    Ref,
+)
 from vmcore_tools.words import counted, several
 
 _BYTES_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -21,6 +31,15 @@ _UNIT_SUFFIX = {Kind.BYTES: "_bytes", Kind.DURATION: "_ns"}
 
 #: How often in a row a text is written out.
 _REPEATED_MIN = 3
+
+#: How reasons of gaps begin, of one thing and of several.
+_OF_SEVERAL = (
+    ("it is ", "they are "),
+    ("it was ", "they were "),
+    ("it has ", "they have "),
+    ("it cannot ", "they cannot "),
+    ("its ", "their "),
+)
 
 #: Kinds whose columns are aligned at the right.
 NUMERIC_KINDS = frozenset((Kind.PID, Kind.BYTES, Kind.DURATION, Kind.COUNT, Kind.NUMBER))
@@ -185,7 +204,12 @@ def evidence_lines(finding: Finding) -> Iterator[Evidence]:
 def known_issue_facts(issue: KnownIssue) -> Iterator[Tuple[str, str]]:
     """Name and text of each thing to say of a known issue that a finding looks like."""
     begins = "looks like" if issue.missing is None else "may be"
-    yield f"{begins} the known issue", f"{issue.title} ({issue.id})"
+    text = f"{issue.title} ({issue.id})"
+    if issue.this_kernel == HAS_THE_FIX:
+        # Whoever reads no more than this line shall not take it for the cause.
+        releases = " and ".join(dict.fromkeys(commit.release for commit in issue.fixed))
+        text += f", fixed in {releases}, which this kernel has"
+    yield f"{begins} the known issue", text
     if issue.missing is not None:
         yield "not known", issue.missing
     yield "known issue", issue.explanation
@@ -236,13 +260,27 @@ def stack_lines(frames: Tuple[Frame, ...]) -> Iterator[str]:
         yield f"{f'#{number}':<3} {frame_text(frame)}"
 
 
+def _of_several(reason: str) -> str:
+    """What is said of one thing, of several."""
+    for one, more in _OF_SEVERAL:
+        if reason.startswith(one):
+            return more + reason[len(one) :]
+    return reason
+
+
 def gap_text(gap: Gap) -> str:
     """
+    A gap in a line.
+
+    The reason is that of one thing: where it begins with the words for one, with
+    those for several instead.
+
     >>> gap_text(Gap("slab page", "corrupt freelist", 2, True, (0x1000,)))
     '2 slab pages: corrupt freelist (at 0x1000, ...)'
     """
     things = counted(gap.count, gap.what, several(gap.what))
-    text = f"{escape(things)}: {escape(gap.reason)}"
+    reason = gap.reason if gap.count == 1 else _of_several(gap.reason)
+    text = f"{escape(things)}: {escape(reason)}"
     if gap.addresses:
         shown = ", ".join(address_text(address) for address in gap.addresses)
         more = ", ..." if gap.count > len(gap.addresses) else ""

@@ -45,6 +45,7 @@ from vmcore_tools.report.summary import (
     same_title,
     shown_columns,
     table_title,
+    target_facts,
     verdict,
 )
 
@@ -177,7 +178,8 @@ class _Renderer:
         report = self._report
         body: List[str] = [self._head()]
         body += [self._finding(n, finding) for n, finding in enumerate(report.findings, start=1)]
-        facts = [item for item in report.target if item.value is not None and item.value != ()]
+        known = target_facts(report.target)
+        facts = [item for item in known if item.value is not None and item.value != ()]
         body.append(f"<h2>Target</h2>\n{_facts(_named(facts))}")
         for title, lines in gaps(report):
             body.append(f"<h2>{text(title)}</h2>\n")

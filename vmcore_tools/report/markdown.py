@@ -44,6 +44,7 @@ from vmcore_tools.report.summary import (
     same_title,
     shown_columns,
     table_title,
+    target_facts,
     verdict,
 )
 
@@ -137,7 +138,7 @@ class _Renderer:
             if left_out:
                 rule = f"{plain(finding.rule.id)} {plain(finding.rule.slug)}"
                 sections.append(f"{rule}: {left_out:,} more with {code(finding.signature)}\n")
-        sections.append(_section("Target", _facts(report.target)))
+        sections.append(_section("Target", _facts(target_facts(report.target))))
         sections += [
             _section(title, (f"- {code(analysis)}: {code(text)}" for analysis, text in lines))
             for title, lines in gaps(report)

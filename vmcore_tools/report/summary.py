@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from vmcore_tools.model import (
     AnalysisResult,
+    Evidence,
     Finding,
     Kind,
     Report,
@@ -68,6 +70,13 @@ def verdict(report: Report) -> str:
 def _in_both(rules: Sequence[str]) -> str:
     names = ", ".join(dict.fromkeys(map(escape, rules)))
     return f"{counted(len(rules), 'finding is', 'findings are')} in both: {names}"
+
+
+def target_facts(facts: Iterable[Evidence]) -> Iterator[Evidence]:
+    """Facts about a target; RAM that the kernel manages is called so, as it is not all."""
+    for item in facts:
+        managed = item.name == "ram_bytes"
+        yield dataclasses.replace(item, name="ram_managed_by_the_kernel_bytes") if managed else item
 
 
 def not_run_line(report: Report) -> Optional[str]:

@@ -39,6 +39,7 @@ from vmcore_tools.report.summary import (
     same_title,
     shown_columns,
     table_title,
+    target_facts,
     verdict,
 )
 
@@ -56,7 +57,10 @@ def render(report: Report, *, timings: bool = False, width: int = 100) -> str:
 
 def facts_text(facts: Iterable[Evidence]) -> str:
     """One aligned line for each fact."""
-    lines = [(label(item.name, item.kind), value_text(item.kind, item.value)) for item in facts]
+    lines = [
+        (label(item.name, item.kind), value_text(item.kind, item.value))
+        for item in target_facts(facts)
+    ]
     widest = max((len(name) for name, _ in lines), default=0)
     return "".join(f"{name + ':':<{widest + 1}} {text}\n" for name, text in lines)
 
@@ -98,7 +102,7 @@ class _Renderer:
         # In a paragraph: the findings shall be on the first screen.
         facts = "; ".join(
             f"{label(item.name, item.kind)} {value_text(item.kind, item.value)}"
-            for item in self._report.target
+            for item in target_facts(self._report.target)
             if item.value is not None and item.value != ()
         )
         return "".join(f"{line}\n" for line in self._wrap(facts, ""))
