@@ -100,7 +100,8 @@ It is `proven` if no pointer was found and every page that could hold one was
 read, and the registers of all CPUs; `likely` if something of it is not in the
 dump, or if the target is live and went on meanwhile. An object to which a single
 stray pointer is found is likely leaked if others of its type are proven to be, and
-so is one that has not signaled yet and whose driver is not known here;
+so is one whose driver is not known here and that has not signaled yet, or that
+somebody known holds as well: the driver may have two references for one pointer.
 `references_proven` and `references_likely` tell how many.
 
 Where the kernel has kmemleak, `objects_kmemleak_reports` tells how many of the

@@ -99,6 +99,7 @@ def test_one_leaked_object_and_many() -> None:
         (5, 1, "{references_proven} is proven"),
         (5, 1, "those of the other {references_likely} have"),
         (5, 0, "; their objects have a stray pointer"),
+        (1, 0, "; its object has a stray pointer"),
         (5, 5, "; no other pointer to them is in all of kernel memory."),
     ],
 )

@@ -90,8 +90,8 @@ class Proof:
             message = "; the target went on while it was read."
             unread = ("what changed meanwhile",)
         elif proven < references:
-            what = "a stray pointer, or a driver that is not known here and may still signal them."
-            message = f"; their objects have {what}"
+            what = "a stray pointer, or a driver that is not known here."
+            message = plural(references, "; its object has ", "; their objects have ") + what
             if proven:
                 are = plural(proven, "is", "are")
                 others = plural(references - proven, "other one", "other {references_likely}")

@@ -74,7 +74,9 @@ with them `size_bytes` of buffers, `pages_bytes` of which are in memory.
 
 It is `proven` if every page that could hold a pointer was read, and the
 registers of all CPUs; otherwise `likely`. An object to which any pointer is
-found that is not explained is never counted here, but under VT415.""",
+found that is not explained is never counted here, but under VT415. Of drivers
+other than virtio_gpu and vgem it is `likely` where somebody known holds the
+object as well: such a driver may have two references for one pointer.""",
 )
 HOARD = Rule(
     id="VT411",

@@ -26,6 +26,7 @@ from vmcore_tools.kernel.gem_holders import gem_holders
 from vmcore_tools.kernel.id_slots import idr_slots
 from vmcore_tools.kernel.slab import slab_index
 from vmcore_tools.model import Confidence, Report, Severity, Status
+from vmcore_tools.report.format import message_text
 from vmcore_tools.runner import run
 
 
@@ -172,6 +173,35 @@ def test_a_client_that_is_closing_its_file(
     }
     assert sum(row.users.count("closing its file, handle") for row in after.values()) == handles
     assert largest not in {row.drm_file for row in _table(report, "GemClient")}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_reference_too_many_on_what_a_process_has_open(
+    shipped: ShippedDump, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Proven of virtio_gpu; another driver may have two references for one pointer."""
+    held = gem_holders(slab_index(shipped.target.prog, shipped.target.memory))
+    alone = [r for r in rows(shipped, "GemObject") if (r.refcount, r.held_by_handle) == (1, 1)]
+    row = alone[len(alone) // 2]  # the first ones are pointed at by what the server does
+    at = held.gems.address.tolist().index(row.address)
+    counts = held.gems.refcount.copy()
+    counts[at] += 1
+    described = dataclasses.replace(
+        held.described,
+        objects=dataclasses.replace(held.described.objects, refcount=counts),
+        driver_known=held.described.driver_known & known,
+    )
+    gems = dataclasses.replace(held.gems, refcount=counts)
+    changed = dataclasses.replace(held, gems=gems, described=described)
+    monkeypatch.setattr("drgn_scripts.gem_objects.gem_holders", lambda _index: changed)
+    report = _run_again(shipped)
+    (leak,) = [finding for finding in report.findings if finding.rule.id == "VT410"]
+    assert leak.subject.address == row.address
+    assert leak.confidence == (Confidence.PROVEN if known else Confidence.LIKELY)
+    text = message_text(leak)
+    assert text.startswith("1 reference leaked on 1 GEM object of virtio_gpu")
+    assert ("its object has a stray pointer, or a driver that is not known" in text) != known
+    assert "live" not in text
 
 
 def test_what_is_left_of_an_object_is_no_row(

@@ -12,12 +12,14 @@ from vmcore_tools.kernel.audit import (
     Audit,
     Counted,
     Holders,
+    Refcounted,
     Stale,
     Verdict,
     _labels,
     _unexplained,
     count_by_address,
     count_holders,
+    nobody_else_can_hold,
     verdicts_of_counts,
     with_likely_leaks,
 )
@@ -74,6 +76,20 @@ def test_what_counts_alone_say() -> None:
         Verdict.LEAKED,
         Verdict.DANGLING,
         Verdict.IMPOSSIBLE,
+    ]
+
+
+def test_an_unknown_driver_may_have_two_references_for_one_pointer() -> None:
+    """Held and not, of a driver that is known; and of another, at rest and not."""
+    counted = objects([2, 1, 2, 1, 2, 1])
+    held = {"handle": np.array([1, 0, 1, 0, 1, 0])}
+    known = np.array([True, True, False, False, False, False])
+    at_rest = np.array([False, False, True, True, False, False])
+    sure = nobody_else_can_hold(Refcounted(counted, [], known, at_rest), held)
+    assert sure.tolist() == [True, True, False, True, False, False]
+    assert nobody_else_can_hold(Refcounted(counted, [], known, at_rest), {}).tolist() == [
+        *(True, True, True, True),
+        *(False, False),
     ]
 
 

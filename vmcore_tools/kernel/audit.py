@@ -98,7 +98,7 @@ class Refcounted:
     :ivar objects: all objects that are known
     :ivar holders: the references that walkers found
     :ivar driver_known: bool array of shape (n,): all kinds of holders that are
-        particular to the object's driver were walked
+        particular to the object's driver were walked, and the object's extent is known
     :ivar at_rest: bool array of shape (n,): no device will ask for the object
         any more, so that only who has a pointer to it can drop a reference
     """
@@ -261,6 +261,20 @@ def verdicts_of_counts(refcount: Counts, left: Counts, excess: Counts) -> npt.ND
     return verdict
 
 
+def nobody_else_can_hold(described: Refcounted, counts: Dict[str, Counts]) -> Bools:
+    """
+    Which objects nobody has references to but who points at them, one for each pointer.
+
+    A driver that is not known may have two references and one pointer, where a device will
+    ask for the object again, or where it made the pointer of a known holder its own.
+
+    :param counts: holders by kind, as :func:`count_holders` has them
+    """
+    held = sum(counts.values(), np.zeros_like(described.objects.refcount)) > 0
+    result: Bools = described.driver_known | (described.at_rest & ~held)
+    return result
+
+
 def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
     """
     Compare reference counts with holders, and look for what is left over.
@@ -277,7 +291,7 @@ def audit(index: SlabIndex, described: Refcounted, progress: Progress) -> Audit:
         unknown_held = np.union1d(unknown_held, stale.address)
         stale = stale.chosen(np.zeros(len(stale.address), dtype=bool))
     found = _look_for_pointers(index, objects, (left > 0) | (excess > 0), stale, holders, progress)
-    verdict[(left > 0) & ~described.driver_known & ~described.at_rest] = Verdict.LIKELY_LEAKED
+    verdict[(left > 0) & ~nobody_else_can_hold(described, counts)] = Verdict.LIKELY_LEAKED
     for i, pointers in found.to_object.items():
         # A task that has it may be about to store it, or to drop it. It has it
         # at least once for each reference that it holds.

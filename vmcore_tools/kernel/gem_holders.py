@@ -188,20 +188,21 @@ class _Walk:
         self.gaps += [("GEM object", "it could not be read", address) for address in unread]
 
         drivers = {known.device.value_(): known.driver for known in devices}
-        self._handles_and_framebuffers(gems, handles, closing, shown)
-        consoles = self._consoles(devices)
-        self._dma_bufs(gems)
-        mapped = self._mappings(gems)
-        commands, answered, passing = self._commands()
-        self._weak(gems, devices, drivers)
         known = np.array(
             [device for device, driver in drivers.items() if driver in _KNOWN_DRIVERS],
             dtype=np.uint64,
         )
+        self._handles_and_framebuffers(gems, handles, closing, shown)
+        consoles = self._consoles(devices)
+        self._dma_bufs(gems)
+        mapped = self._mappings(gems, np.isin(gems.device, known))
+        commands, answered, passing = self._commands()
+        self._weak(gems, devices, drivers)
         described = Refcounted(
             self._objects(gems),
             self.holders,
-            np.isin(gems.device, known),
+            # Who points into what is in no slab may do so outside of the part that is known.
+            np.isin(gems.device, known) & (gems.cache >= 0),
             # Whoever holds one has a pointer to it: no device asks for one.
             np.ones(len(gems.address), dtype=bool),
         )
@@ -360,13 +361,17 @@ class _Walk:
             imports = gems.import_attach[gems.import_attach != 0]
             self._not_held(imports + np.uint64(offsetof(attachment, "importer_priv")))
 
-    def _mappings(self, gems: GemObjects) -> HeldGems:
+    def _mappings(self, gems: GemObjects, driver_known: Bools) -> HeldGems:
         """
         Mappings of GEM objects, each with a reference (``drm_gem_vm_open()``).
 
         One whose driver has functions of its own for it may hold something else, and one
         of an address space that no task has may have none: fork() takes it after it has put
-        the mapping there, and who exits drops it before.
+        the mapping there, and who exits drops it before. What TTM maps holds TTM's part of
+        the object, which has a count of its own; where that of the object counts for both,
+        the pointer says so by itself.
+
+        :param driver_known: bool array of shape (n,): drivers whose TTM is known to be so
         """
         prog = self.prog
         areas = mappings_of(self.index, "vm_private_data", gems.address)
@@ -378,7 +383,7 @@ class _Walk:
         ttm = np.isin(closing, ttm_close)
         self._hold("mapping", held.chosen(exact))
         self._hold("mapping", held.chosen(~exact & ~ttm), at_most=True)
-        self._not_held(held.word[ttm])
+        self._not_held(held.word[ttm & np.isin(held.gem, gems.address[driver_known])])
         return held.chosen(areas.number > 0)
 
     def _commands(self) -> Tuple[HeldGems, HeldGems, HeldGems]:
