@@ -108,3 +108,20 @@ def test_damaged_tables_give_the_module(demo_dump: ShippedDump, member: str) -> 
     assert frame.offset == address + 1 - module.address_ranges[0][0]
     with pytest.raises(LookupError):
         prog.symbol(name)
+
+
+def test_what_is_explained_needs_no_module(shipped: ShippedDump) -> None:
+    """The module has nothing to do with who waits: the same is said as with its debug info."""
+    _, report = without_modules(shipped.name)
+    for name in ("hung-tasks", "wait-graph"):
+        (blind,) = [one for one in report.analyses if one.name == name]
+        (seeing,) = [one for one in shipped.report.analyses if one.name == name]
+        assert (blind.status, blind.gaps) == (seeing.status, seeing.gaps)
+
+
+def test_kmemleak_is_shown_to_be_absent_or_there(shipped: ShippedDump) -> None:
+    """It is built in, or not at all."""
+    _, report = without_modules(shipped.name)
+    (blind,) = [one for one in report.analyses if one.name == "kmemleak"]
+    (seeing,) = [one for one in shipped.report.analyses if one.name == "kmemleak"]
+    assert blind.status is seeing.status

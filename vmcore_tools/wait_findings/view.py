@@ -365,6 +365,8 @@ class WaitView:
 
     def longest(self, root: Root) -> str:
         """For a message: of those who wait, who has for the longest, asleep if there is one."""
+        if not root.victims:
+            return ""
         if len(root.victims) == 1:
             return ": {victim} ({victim_pid}) for {wait_ns}"
         queued = self.waits[root.victims[0]] < self.longest_ns(root.victims)
@@ -373,7 +375,8 @@ class WaitView:
 
     def in_function(self, root: Root) -> str:
         """For a message, behind :meth:`longest`: where that one sleeps, if it can be told."""
-        return " in {victim_in}" if self._function(self.node(root.victims[0])) else ""
+        first = [self.node(key) for key in root.victims[:1]]
+        return " in {victim_in}" if any(map(self._function, first)) else ""
 
     def _function(self, node: Node) -> Tuple[str, ...]:
         """The function that a task sleeps in, if that can be told."""
