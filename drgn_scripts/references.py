@@ -7,9 +7,10 @@ Give an address (0x...), anywhere in the object, the name of a structure
 of a slab cache. Every aligned word of every page of kernel memory in the dump,
 and the registers of the CPUs, are compared with the objects.
 
-A reference is `unexplained`, or known to be none: the holder is free memory or
-the object itself, a stack slot is below the stack pointer, or the word is the
-allocator's own. Which of the others are counted in a reference count is not
+It is classed as a `reference` where it is a pointer of a structure that is known,
+as `unexplained` in other memory, or as known to be none: the holder is free memory
+or the object itself, a stack slot is below the stack pointer, or the word is the
+allocator's own. Which of the first two are counted in a reference count is not
 decided here (dma-fences does so for fences). It misses pointers that are not
 stored as such: in compressed or device memory, with bits in the upper half.
 """
@@ -22,7 +23,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import FaultError, Object, Program, StackTrace, Type, TypeKind
+from drgn import FaultError, Object, Program, StackTrace, Type, TypeKind, sizeof
 from drgn.helpers.common.type import member_at_offset
 
 from vmcore_tools.analysis import Analysis, Argument, Context, Requires, WrongArgument
@@ -50,7 +51,9 @@ U64 = npt.NDArray[np.uint64]
 #: What an address outside slab memory stands for: a word.
 _WORD_BYTES = 8
 _FRAMES_MAX = 200
+_REFERENCE = "reference"
 _UNEXPLAINED = "unexplained"
+_COUNTED = (_REFERENCE, _UNEXPLAINED)
 _PLACES_WITH_FIELDS = frozenset(
     place.value
     for place in (
@@ -238,6 +241,7 @@ class _Names:
         self._objects: Dict[int, Tuple[str, Optional[Type]]] = {}
         self._structs: Dict[str, Optional[Type]] = {}
         self._fields: Dict[Tuple[str, int], str] = {}
+        self._pointers: Dict[Tuple[str, int], bool] = {}
         self._traces: Dict[int, Optional[StackTrace]] = {}
 
     def objects_with(self, type_: Type) -> Tuple[int, Targets]:
@@ -311,6 +315,19 @@ class _Names:
             self._fields[key] = member_at_offset(type_, offset)
         return self._fields[key]
 
+    def is_pointer(self, type_: Optional[Type], offset: int) -> bool:
+        """Whether a structure has a pointer there, that is not in a union."""
+        if type_ is None:
+            return False
+        key = (type_.type_name(), offset)
+        if key not in self._pointers:
+            self._pointers[key] = any(
+                _has_pointer(member.type, offset - member.offset)
+                for member in members(type_)
+                if member.offset <= offset
+            )
+        return self._pointers[key]
+
     def variable(self, name: str, offset: int) -> Optional[Type]:
         """The type of a variable, if it is a structure that reaches beyond an offset."""
         try:
@@ -343,6 +360,16 @@ class _Names:
             if not frame.is_inline:
                 name = frame.name or f"0x{frame.pc:x}"
         return None
+
+
+def _has_pointer(type_: Type, offset: int) -> bool:
+    """Whether a member is a pointer or an array of such, with one at the offset."""
+    if type_.kind == TypeKind.ARRAY:
+        element = type_.type.unaliased()
+        # Of the last member of a structure there can be any number.
+        inside = not type_.length or offset < sizeof(type_)
+        return bool(element.kind == TypeKind.POINTER and inside and offset % sizeof(element) == 0)
+    return type_.kind == TypeKind.POINTER and offset == 0
 
 
 def _has(type_: Type, inner: Type) -> bool:
@@ -386,10 +413,15 @@ def _holder(
         comm, pid = task_comm(task), task.pid.value_()
         holder = reference.holder.partition(" of ")[0]
         field = Absent("a register has no fields")
+    if reason is not None:
+        classed = f"known non-reference: {reason}"
+    else:
+        explained = names.is_pointer(struct, reference.offset)
+        classed = _REFERENCE if explained else _UNEXPLAINED
     return Holder(
         target=start,
         target_offset=reference.value - start,
-        classed=_UNEXPLAINED if reason is None else f"known non-reference: {reason}",
+        classed=classed,
         place=reference.place.value,
         holder=holder,
         comm=comm,
@@ -401,14 +433,14 @@ def _holder(
 
 
 def _order(row: Holder) -> Tuple[Any, ...]:
-    return (row.classed != _UNEXPLAINED, row.place, row.holder, row.container, row.offset)
+    return (row.classed not in _COUNTED, row.place, row.holder, row.container, row.offset)
 
 
 def _kinds(rows: List[Holder]) -> Iterator[HolderKind]:
     groups: Dict[Tuple[Any, ...], List[Holder]] = {}
     for row in rows:
         # Where in a stack, in free memory or in pages of unknown use says nothing.
-        says = row.place in _PLACES_WITH_FIELDS and row.classed == _UNEXPLAINED
+        says = row.place in _PLACES_WITH_FIELDS and row.classed in _COUNTED
         same = row.offset if says else None
         groups.setdefault((row.classed, row.place, row.holder, same), []).append(row)
     kinds = [
@@ -428,7 +460,7 @@ def _kinds(rows: List[Holder]) -> Iterator[HolderKind]:
     yield from sorted(
         kinds,
         key=lambda kind: (
-            kind.classed != _UNEXPLAINED,
+            kind.classed not in _COUNTED,
             -kind.references,
             kind.place,
             kind.holder,
