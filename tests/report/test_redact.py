@@ -209,6 +209,12 @@ def test_symbols_are_no_names() -> None:
     assert made.stacks == full_report().stacks
 
 
+def test_who_built_a_module() -> None:
+    stack = Stack((dataclasses.replace(STACK.frames[0], file="/home/jdoe/home/x/mod.c"),))
+    made = redact(keyed(report(result(), stacks={"stack-x": stack}))).stacks["stack-x"]
+    assert made.frames[0].file == f"/home/{mask('sensitive', 'jdoe')}/home/x/mod.c"
+
+
 def test_the_release_of_the_kernel_stays() -> None:
     target = (Evidence("kernel_release", Kind.UNTRUSTED, "5.10.262-host7"),)
     made = redact(keyed(report(result(), target=target), names=("host7",)))

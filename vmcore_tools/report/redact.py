@@ -41,6 +41,9 @@ _ADDRESS = re.compile(
     r"(?P<digits>(?<=0x)[0-9a-fA-F]{5,16}|(?<!0x)[0-9a-fA-F]{16})(?![0-9a-zA-Z])"
 )
 
+#: Who built a module, in the paths of its sources.
+_HOME = re.compile(r"(?<=^/home/)[^/]+")
+
 #: A pattern that nothing matches.
 _NEVER = r"(?!)"
 
@@ -217,7 +220,11 @@ class _Redactor:
             stack,
             # A frame without a symbol has an address for its name; a symbol has to stay.
             frames=tuple(
-                dataclasses.replace(frame, function=self._without_addresses(frame.function))
+                dataclasses.replace(
+                    frame,
+                    function=self._without_addresses(frame.function),
+                    file=None if frame.file is None else self._without_home(frame.file),
+                )
                 for frame in stack.frames
             ),
             note=None if stack.note is None else self._text(stack.note),
@@ -284,6 +291,9 @@ class _Redactor:
 
     def _without_addresses(self, text: str) -> str:
         return _ADDRESS.sub(self._mask_address, text)
+
+    def _without_home(self, path: str) -> str:
+        return _HOME.sub(lambda match: self._masks.of("sensitive", match[0]), path)
 
     def _mask_address(self, match: Match[str]) -> str:
         return self._address(int(match["digits"], 16)) or match[0]
