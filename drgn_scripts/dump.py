@@ -19,7 +19,11 @@ from drgn import FaultError, Program
 
 from vmcore_tools.analysis import Analysis, Context
 from vmcore_tools.kernel.module_symbols import unread_module_symbols
-from vmcore_tools.kernel.modules import module_list_problem, modules_without_debug_info
+from vmcore_tools.kernel.modules import (
+    module_list,
+    modules_left_out,
+    modules_without_debug_info,
+)
 from vmcore_tools.kernel.page import PageClass, PageIndex, page_index
 from vmcore_tools.kernel.references import absent_kernel_pages
 from vmcore_tools.model import Confidence, Evidence, Finding, Kind, Ref, Rule, Severity, column
@@ -102,9 +106,7 @@ def analyze(ctx: Context) -> Iterator[Any]:
             ),
             signature_key=("truncated",),
         )
-    broken = module_list_problem(ctx.prog)
-    if broken is not None:
-        ctx.coverage.gap("list of modules", f"it breaks off: {broken}")
+    _count_unknown_modules(ctx)
     missing = [
         ModuleWithoutDebugInfo(module.name, module.build_id.hex() if module.build_id else "")
         for module in modules_without_debug_info(ctx.prog)
@@ -133,6 +135,17 @@ def analyze(ctx: Context) -> Iterator[Any]:
         yield from _pages(ctx)
     except (FaultError, LookupError) as error:
         ctx.coverage.gap("struct page", f"page structures cannot be read: {error}")
+
+
+def _count_unknown_modules(ctx: Context) -> None:
+    try:
+        listed = module_list(ctx.prog)
+    except LookupError:
+        return  # a kernel without modules
+    if listed.damage is not None:
+        ctx.coverage.gap("list of modules", f"it breaks off: {listed.damage}")
+    for name in modules_left_out(ctx.prog, listed):
+        ctx.coverage.gap("module", f"{name}: where it is cannot be read, nor what it has")
 
 
 def _release(prog: Program) -> str:

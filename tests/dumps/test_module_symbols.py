@@ -14,7 +14,7 @@ from tests.dumps.conftest import ShippedDump
 from vmcore_tools import demo, runner, target
 from vmcore_tools.frames import stack_of_addresses
 from vmcore_tools.kernel.module_symbols import unread_module_symbols
-from vmcore_tools.model import Report
+from vmcore_tools.model import Report, Status
 from vmcore_tools.target import Target
 
 MODULE = "vmlab"
@@ -125,3 +125,28 @@ def test_kmemleak_is_shown_to_be_absent_or_there(shipped: ShippedDump) -> None:
     (blind,) = [one for one in report.analyses if one.name == "kmemleak"]
     (seeing,) = [one for one in shipped.report.analyses if one.name == "kmemleak"]
     assert blind.status is seeing.status
+
+
+@pytest.mark.parametrize("part", ["sections", "list"])
+def test_modules_that_cannot_be_read_are_counted(demo_dump: ShippedDump, part: str) -> None:
+    module = find_module(demo_dump.target.prog, MODULE)
+    field = module.sect_attrs if part == "sections" else module.list.next
+    nowhere = (0xFFFF_8000_0000_0000).to_bytes(8, "little")
+
+    prog = Program()
+    prog.set_core_dump(demo_dump.files.vmcore)
+    prog.add_memory_segment(
+        field.address_,
+        len(nowhere),
+        lambda _address, count, offset, _physical: nowhere[offset : offset + count],
+    )
+    prog.load_debug_info([p for p in demo_dump.files.symbols if "vmlinux" in p.name])
+    opened = target.from_program(prog)
+    assert opened.debug_info.modules_error is not None
+    (dump,) = [analysis for analysis in runner.find_analyses() if analysis.name == "dump"]
+    report = runner.run(opened, [dump], {}, limit=None, progress=lambda items, _what, _total: items)
+    gaps = {(gap.what, gap.count) for gap in report.analyses[0].gaps if gap.material}
+    left_out = not opened.debug_info.modules
+    assert (("module", 1) in gaps) == (left_out or bool(opened.debug_info.modules_missing))
+    assert (("list of modules", 1) in gaps) == (part == "list")
+    assert report.analyses[0].status is Status.PARTIAL

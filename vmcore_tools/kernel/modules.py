@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import List, Optional
+import dataclasses
+from typing import List, Optional, Tuple
 
 from drgn import FaultError, Module, ModuleFileStatus, Program, RelocatableModule
 from drgn.helpers import ValidationError
@@ -36,14 +37,37 @@ def module_without_debug_info(prog: Program, address: int) -> Optional[Module]:
     return module if lacks_debug_info(module) else None
 
 
-def module_list_problem(prog: Program) -> Optional[str]:
-    """Why modules can be missing in drgn's list of them, None if none is."""
+@dataclasses.dataclass(frozen=True)
+class ModuleList:
+    """
+    The kernel's own list of its modules.
+
+    :ivar names: of those that could be read
+    :ivar damage: why it is not whole, None if it is
+    """
+
+    names: Tuple[str, ...]
+    damage: Optional[str]
+
+
+def module_list(prog: Program) -> ModuleList:
+    """
+    The loaded modules, also those that drgn could not make use of.
+
+    :raises LookupError: if there is no list (CONFIG_MODULES is off)
+    """
+    names: List[str] = []
+    damage = None
+    head = prog["modules"].address_of_()
     try:
-        head = prog["modules"].address_of_()
         for module in for_each_entry("struct module", head, "list", _MODULES_MAX):
-            module.name.string_()
-    except KeyError:
-        return None  # CONFIG_MODULES is off
+            names.append(module.name.string_().decode(errors="backslashreplace"))
     except (FaultError, ValidationError) as error:
-        return str(error)
-    return None
+        damage = str(error)
+    return ModuleList(tuple(names), damage)
+
+
+def modules_left_out(prog: Program, listed: ModuleList) -> List[str]:
+    """Loaded modules of which drgn knows nothing."""
+    known = {module.name for module in prog.modules() if isinstance(module, RelocatableModule)}
+    return sorted(set(listed.names) - known)
