@@ -102,6 +102,8 @@ class SymbolTable:
         while position >= 0:
             wanted.append(position)
             position = self.strings.find(name + b"\0", position + 1)
+        if not wanted:
+            return
         for i in np.nonzero(np.isin(self.symbols["st_name"], wanted))[0].tolist():
             yield self._symbol(i)
 
