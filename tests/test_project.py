@@ -117,6 +117,7 @@ DIRECTION: Tuple[Tuple[str, Set[str]], ...] = (
     (
         "vmcore_tools.target",
         {
+            "vmcore_tools.cpu_check",
             "vmcore_tools.debug_info",
             "vmcore_tools.dump",
             "vmcore_tools.errors",

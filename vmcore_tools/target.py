@@ -18,6 +18,7 @@ from drgn import Architecture, FaultError, Platform, Program, ProgramFlags
 from drgn.helpers import ValidationError
 
 from vmcore_tools import debug_info, preflight
+from vmcore_tools.cpu_check import check_cpu
 from vmcore_tools.debug_info import DebugInfo
 from vmcore_tools.dump.memory import Memory
 from vmcore_tools.dump.page_map import DumpError, PageMap, merge_runs, page_map_of_file
@@ -376,6 +377,7 @@ def _plain_file(path: PathLike, page_map: PageMap) -> Optional[PlainFile]:
 def _target(
     prog: Program, page_map: PageMap, found: DebugInfo, plain: Optional[PlainFile] = None
 ) -> Target:
+    check_cpu()
     _check_identity(prog, page_map)
     if found.modules_missing:
         find_module_symbols(prog)
