@@ -99,6 +99,7 @@ def print_report(report: Report, wanted: Request, file: TextIO) -> None:
             redact=wanted.redact,
             timings=wanted.timings,
             width=_width(file),
+            fit=shutil.get_terminal_size().columns if file.isatty() else None,
         ),
         file,
         wanted.output,

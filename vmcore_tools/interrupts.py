@@ -43,9 +43,6 @@ def end_at_once() -> bool:
 def ignore() -> None:
     """From here on there is nothing left to interrupt."""
     _handle(signal.SIG_IGN)
-    # An exec() of text that an interrupt left, such as that of a dataclass which was being
-    # imported, makes Python end by the signal, whoever caught it. The next one clears that.
-    exec("")
 
 
 def finish_writing() -> None:
@@ -86,6 +83,10 @@ def raised() -> Iterator[None]:
         if handled:
             sys.unraisablehook = hook
             signal.signal(signal.SIGINT, handler)
+            # An exec() of text that an interrupt left, such as that of a dataclass which was
+            # being imported, makes Python end by the signal, whoever catches it. The next one
+            # clears that.
+            exec("")
 
 
 def _handle(handler: Any) -> bool:

@@ -306,3 +306,31 @@ def test_what_was_not_read_is_on_the_first_screen() -> None:
         "ERROR VT201 leaked-dma-fence [likely]\n",
     )
     assert text.index(short) < text.index("NOT looked at:") < text.index(whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Long:
+    address: int = column(Kind.ADDRESS)
+    what: str = column(Kind.UNTRUSTED)
+    why: Maybe[str] = column(Kind.TEXT)
+    size_bytes: Maybe[int] = column(Kind.BYTES)
+
+
+def test_tables_fit_a_terminal() -> None:
+    reason = "it is no report of a blocked task, and nothing else says so"
+    rows = tuple(
+        Long(0xFFFF888000001000 + n, "x" * 60 + str(n), Absent(reason), Absent(reason))
+        for n in range(3)
+    )
+    made = report(result(tables=(Table(Long, rows, 3),)))
+    text = render(made, "table", width=80, fit=80)
+    assert max(map(len, text.splitlines())) <= 80
+    for row in rows:
+        assert f"\n{row.address:#x}  xxx" in text
+    assert "xxx...  ?" in text
+    assert f"  ? in why: {reason}\n  ? in size: {reason}\n" in text
+    assert "  Cells were cut to fit the terminal; they are whole with -o FILE.\n" in text
+    # What has room is as it is anywhere.
+    assert render(made, "table", width=80, fit=400) == render(made, "table", width=80)
+    # Where there is no terminal, everything is there.
+    assert text.count(reason) == 2 and render(made, "table", width=80).count(reason) == 6

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 from vmcore_tools.model import Report
 from vmcore_tools.report import html, json, markdown, table
 from vmcore_tools.report.redact import redact as _redact
@@ -20,6 +22,7 @@ def render(
     redact: bool = False,
     timings: bool = False,
     width: int = DEFAULT_WIDTH,
+    fit: Optional[int] = None,
 ) -> str:
     """
     The report as text that ends with a newline.
@@ -28,6 +31,7 @@ def render(
     :param redact: mask what may identify people, and addresses
     :param timings: say how long each analysis took, which differs from run to run
     :param width: columns to wrap text to (table)
+    :param fit: columns of a terminal, which long cells of tables are cut for (table)
     """
     if redact:
         report = _redact(report)
@@ -38,5 +42,5 @@ def render(
     if format == "html":
         return html.render(report, timings=timings)
     if format == "table":
-        return table.render(report, timings=timings, width=width)
+        return table.render(report, timings=timings, width=width, fit=fit)
     raise ValueError(f"no such format: {format}")

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Iterable, Iterator, List, Optional, Set
+from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
-from tabulate import tabulate
+from tabulate import MIN_PADDING, tabulate
 
 from vmcore_tools.model import (
+    Absent,
     AnalysisResult,
     Evidence,
     Finding,
     Graph,
+    Kind,
     Report,
     Stack,
     Table,
@@ -47,12 +49,21 @@ _INDENT = "  "
 #: Lines of a tree that the answer in short has, and related objects that the long one names.
 _TREE_LINES = 6
 _RELATED = 8
+#: Columns whose cells can be cut: a number or an address would be another one.
+_TEXTUAL_KINDS = (Kind.TEXT, Kind.UNTRUSTED, Kind.SENSITIVE)
 #: Findings with one signature that are listed in short.
 _IN_SHORT = 3
 
 
-def render(report: Report, *, timings: bool = False, width: int = 100) -> str:
-    return _Renderer(report, timings, width).render()
+#: What a cell is cut to at most, and what stands for the rest.
+_NARROWEST = 16
+_CUT = "..."
+
+
+def render(
+    report: Report, *, timings: bool = False, width: int = 100, fit: Optional[int] = None
+) -> str:
+    return _Renderer(report, timings, width, fit).render()
 
 
 def facts_text(facts: Iterable[Evidence]) -> str:
@@ -66,10 +77,11 @@ def facts_text(facts: Iterable[Evidence]) -> str:
 
 
 class _Renderer:
-    def __init__(self, report: Report, timings: bool, width: int) -> None:
+    def __init__(self, report: Report, timings: bool, width: int, fit: Optional[int]) -> None:
         self._report = report
         self._timings = timings
         self._width = width
+        self._fit = fit
         self._stacks_shown: Set[str] = set()
         self._rules_shown: Set[str] = set()
 
@@ -181,6 +193,7 @@ class _Renderer:
         rows = [
             [value_text(kind, getattr(row, name)) for name, kind in kinds] for row in table.rows
         ]
+        notes = [] if self._fit is None else self._fitted(table, kinds, rows, self._fit)
         text = tabulate(
             rows,
             headers=[
@@ -197,7 +210,60 @@ class _Renderer:
                 f"{label(name, kind)} {value_text(kind, value)}" for name, kind, value in same
             )
             lines = [*self._wrap(f"{same_title(table)}: {facts}", _INDENT, _INDENT), *lines]
+        for note in notes:
+            lines += self._wrap(note, _INDENT, _INDENT)
         return "\n".join([f"{title}:", *lines]) + "\n"
+
+    def _fitted(
+        self, table: Table, kinds: List[Tuple[str, Kind]], rows: List[List[str]], columns: int
+    ) -> List[str]:
+        """
+        Make a table as narrow as the terminal, if text can be cut so far.
+
+        :param rows: the cells, which are changed
+        :return: what to say below the table
+        """
+
+        def width_of(i: int) -> int:
+            cells = [row[i] for row in rows]
+            heading = _heading(label(*kinds[i]), cells).split("\n")
+            # What tabulate adds to headings.
+            return max(*map(len, cells), max(map(len, heading)) + MIN_PADDING)
+
+        widths = [width_of(i) for i in range(len(kinds))]
+
+        def excess() -> int:
+            return sum(widths) + 2 * (len(widths) - 1) - columns
+
+        notes = []
+        if excess() > 0:
+            # Why there is no value is a sentence, and the same in many rows.
+            for i, (name, kind) in enumerate(kinds):
+                absent: Dict[str, None] = {}
+                for row, cells in zip(table.rows, rows):
+                    if isinstance(getattr(row, name), Absent):
+                        absent[escape(getattr(row, name).reason)] = None
+                        cells[i] = "?"
+                if absent:
+                    notes.append(f"? in {label(name, kind)}: {'; or '.join(absent)}")
+                    widths[i] = width_of(i)
+        cut = False
+        textual = [i for i, (_, kind) in enumerate(kinds) if kind in _TEXTUAL_KINDS]
+        while textual and excess() > 0:
+            widest = max(textual, key=lambda i: widths[i])
+            next_one = max((widths[i] for i in textual if i != widest), default=0)
+            most = max(_NARROWEST, widths[widest] - excess(), next_one - 1)
+            for cells in rows:
+                if len(cells[widest]) > most:
+                    cells[widest] = cells[widest][: most - len(_CUT)] + _CUT
+                    cut = True
+            narrower = width_of(widest)
+            if narrower >= widths[widest]:
+                textual.remove(widest)
+            widths[widest] = narrower
+        if cut:
+            notes.append("Cells were cut to fit the terminal; they are whole with -o FILE.")
+        return notes
 
     def _row_stacks(self) -> Iterator[str]:
         for id in row_stacks(self._report):
