@@ -330,10 +330,11 @@ def _sentence(chain: Chain) -> str:
     """How much of what hangs together; of what is only drawn in part, both numbers."""
     parts: Dict[What, str] = {}
     total = 0
+    some_drawn = any(node.what in _NAMES and node.what != What.PROCESS for node in chain.nodes)
     for what, (one, name) in _NAMES.items():
         drawn = sum(node.what == what for node in chain.nodes)
         seen = drawn + chain.left_out.get(what, 0)
-        if not seen:
+        if not seen or (some_drawn and not drawn):
             continue
         count = f"{{{name}}}" if drawn == seen else f"{{{name}_drawn}} of at least {{{name}}}"
         words = plural(seen, one, "processes" if what == What.PROCESS else None)
@@ -342,6 +343,8 @@ def _sentence(chain: Chain) -> str:
     processes = parts.pop(What.PROCESS, "")
     things = list(parts.values())
     if not things:
+        if chain.left_out:
+            return "No buffer and no fence is drawn; {left_out} of what hangs here is left out."
         return "No buffer and no fence hangs here."
     text = " and ".join([", ".join(things[:-1]), things[-1]] if things[1:] else things)
     where = f", in {processes}" if processes else ""

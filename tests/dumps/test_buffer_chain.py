@@ -193,7 +193,7 @@ def test_what_is_not_drawn_is_in_the_total(shipped: ShippedDump) -> None:
     """No more than some things are drawn; the message has the number of all that were seen."""
     fences = [fence for fence in shipped.truth["held"] if fence["why"] == "reservation"]
     pid = max((fence["pid"] for fence in fences), key=[f["pid"] for f in fences].count)
-    _, (finding,) = run(shipped, str(pid), nodes=50)
+    _, (finding,) = run(shipped, str(pid), nodes=200)
     counted = {evidence.name: evidence.value for evidence in finding.evidence}
     gems, _ = drm_objects(shipped, pid)
     assert counted["gem_objects"] == gems
@@ -201,5 +201,8 @@ def test_what_is_not_drawn_is_in_the_total(shipped: ShippedDump) -> None:
     assert isinstance(drawn, int) and drawn < gems
     text = message_text(finding)
     assert f"{drawn} of at least {gems:,} GEM objects" in text
-    assert "dma-buf" not in text
+    assert drawn > 0 and "dma-buf" not in text
     assert (finding.confidence, len(finding.unread)) == (Confidence.LIKELY, 1)
+    _, (finding,) = run(shipped, str(pid), nodes=1)
+    assert message_text(finding).startswith("No buffer and no fence is drawn; ")
+    assert finding.confidence == Confidence.LIKELY
