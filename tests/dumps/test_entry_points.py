@@ -72,7 +72,7 @@ def test_the_command_in_drgn_finds_what_triage_finds(
         "print(report.exit_code(), [f.rule.id for f in report.findings])"
     )
     output = drgn(demo_dump, "-e", code, expected=0)
-    assert output == "1 ['VT201', 'VT301', 'VT311']\n"
+    assert output == "1 ['VT201', 'VT311', 'VT301']\n"
     assert json.loads(path.read_text())["findings"] == triage["findings"]
 
 
