@@ -170,6 +170,7 @@ _FOLLOWS = re.compile(
 )
 #: Before "sysrq: Use panic() to force a crash" (8341f2f222d7, v4.20) sysrq made an oops.
 _ASKED_FOR = "sysrq_handle_crash"
+_UNREAD = Absent("the task cannot be read")
 _NO_FINDING: Dict[ReportKind, str] = {
     ReportKind.HUNG_TASK: "the task still is blocked: hung-tasks reports it",
     ReportKind.SLUB_TRACE: "it is a trace, and nothing is wrong",
@@ -268,12 +269,14 @@ def _link(ctx: Context, report: Report, objects: Dict[int, str]) -> _Linked:
     still_blocked: Maybe[bool] = Absent("it is no report of a blocked task")
     if report.kind is ReportKind.HUNG_TASK:
         still_blocked = Absent("the task is not there any more")
-        if not isinstance(task, Absent):
+        if task == _UNREAD:
+            still_blocked = _UNREAD
+        elif not isinstance(task, Absent):
             try:
                 still_blocked = is_uninterruptible(task) and not is_queued(task)
             except FaultError as error:
                 ctx.coverage.gap("task", f"it cannot be read: {error}", task.value_())
-                still_blocked = Absent("the task cannot be read")
+                still_blocked = _UNREAD
     address: Maybe[int] = Absent("the report names no object")
     state: Maybe[str] = Absent("the report names no object")
     if report.object is not None:
@@ -320,7 +323,7 @@ def _task_of_pid(ctx: Context, report: Report, pid: int, comm: Optional[str]) ->
         return task.read_()
     except FaultError as error:
         ctx.coverage.gap("task", f"it cannot be read: {error}", error.address)
-        return Absent("it cannot be read")
+        return _UNREAD
 
 
 def _object_states(ctx: Context, reports: List[Report]) -> Dict[int, str]:
@@ -396,9 +399,14 @@ def _row(linked: _Linked, rule: Optional[Rule]) -> LogReport:
     )
 
 
+_UNREAD_TASK = (
+    "khungtaskd reported that {comm} ({pid}) was blocked for more than {stuck_ns}; whether it still"
+    " is cannot be read"
+)
 _MESSAGES: Dict[ReportKind, str] = {
     ReportKind.HUNG_TASK: (
-        "khungtaskd reported {comm} ({pid}) blocked for more than {stuck_ns}, and is not any more"
+        "khungtaskd reported that {comm} ({pid}) was blocked for more than {stuck_ns}; it is not"
+        " any more"
     ),
     ReportKind.SOFT_LOCKUP: "CPU {cpu} was stuck for {stuck_ns} in {function}, with {comm} ({pid})",
     ReportKind.HARD_LOCKUP: "CPU {cpu} took no interrupts, in {function}, with {comm} ({pid})",
@@ -434,6 +442,10 @@ def _finding(ctx: Context, rule: Rule, group: List[_Linked]) -> Finding:
         Evidence("function", Kind.UNTRUSTED, first.functions[0] if first.functions else _unknown()),
     ]
     message = _MESSAGES[report.kind]
+    # A dump can lack the task that its log names.
+    unread = [linked for linked in group if linked.still_blocked == _UNREAD]
+    if unread:
+        message = _UNREAD_TASK
     if report.seconds is not None:
         longest = max(linked.report.seconds or 0 for linked in group)
         evidence.append(Evidence("stuck_ns", Kind.DURATION, longest * _NS_PER_SECOND))
@@ -470,13 +482,14 @@ def _finding(ctx: Context, rule: Rule, group: List[_Linked]) -> Finding:
     ]
     return Finding(
         rule=rule,
-        confidence=Confidence.PROVEN,
+        confidence=Confidence.LIKELY if unread else Confidence.PROVEN,
         message=message + ".",
         subject=refs[0],
         evidence=tuple(evidence),
         signature_key=first.signature,
         related=tuple(refs[1:]),
         stacks=() if first.stack is None else (first.stack.id,),
+        unread=("whether the task is still blocked",) if unread else (),
     )
 
 
