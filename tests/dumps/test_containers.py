@@ -28,6 +28,12 @@ def test_a_variable(demo_dump: ShippedDump, containers: Containers) -> None:
     assert containers.of(start).in_words == "init_task"
 
 
+def test_a_variable_without_members(demo_dump: ShippedDump, containers: Containers) -> None:
+    counter = demo_dump.target.prog["jiffies"].address_of_().value_()
+    found = containers.of(counter + 4)
+    assert (found.place, found.offset, found.field) == ("variable", 4, None)
+
+
 def test_a_slab_object(demo_dump: ShippedDump, containers: Containers) -> None:
     prog = demo_dump.target.prog
     task = find_task(prog, demo_dump.truth["hung"]["pid"])

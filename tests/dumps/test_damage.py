@@ -11,9 +11,10 @@ import contextlib
 from typing import Any, Dict, Iterator, Tuple
 
 import pytest
-from drgn import Object
+from drgn import FaultError, Object
 from drgn.helpers.linux.mm import for_each_vmap_area
 from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.pid import find_task
 
 from fixtures.mutations.copy import Copy
 from tests.dumps.conftest import ShippedDump
@@ -21,6 +22,8 @@ from vmcore_tools import runner, target
 from vmcore_tools.kernel.gem_holders import gem_holders
 from vmcore_tools.kernel.resource import for_each_resource
 from vmcore_tools.kernel.slab import SlabFault, slab_index
+from vmcore_tools.kernel.task import live_words
+from vmcore_tools.kernel.virtual_map import virtual_map
 from vmcore_tools.model import AnalysisResult, Confidence, Status
 from vmcore_tools.target import Target
 
@@ -202,3 +205,38 @@ def test_an_area_of_vmalloc_has_no_more_pages_than_it_is_large(
         result = run(opened, "dma-fences")
         assert result.status in (Status.OK, Status.PARTIAL)
         assert leaked(result)[1] == demo_dump.truth["leak"]["references_leaked"]
+
+
+def test_an_area_of_vmalloc_is_where_its_vmap_area_is(copy: Copy, demo_dump: ShippedDump) -> None:
+    healthy = leaked(run(fresh(copy), "dma-fences"))
+    areas = [area for area in for_each_vmap_area(copy.prog) if area.vm]
+    other = next(area for area in areas if area.vm.pages)
+    with damaged(copy, areas[0].vm, other.vm.value_() + WORD) as opened:
+        index = virtual_map(opened.prog, opened.memory.page_map.page_size_bytes)
+        assert index.unmapped_pages
+        assert len(index.areas) < len(areas)
+        # What is in its pages is read all the same: they are RAM.
+        assert leaked(run(opened, "dma-fences")) == healthy
+
+
+def test_a_task_whose_stack_cannot_be_has_nothing_at_hand(
+    copy: Copy, demo_dump: ShippedDump
+) -> None:
+    task = find_task(copy.prog, demo_dump.truth["hung"]["pid"])
+    with damaged(copy, task.stack, task.stack.value_() + 3) as opened:
+        damaged_task = find_task(opened.prog, demo_dump.truth["hung"]["pid"])
+        with pytest.raises(FaultError, match="not aligned"):
+            live_words(damaged_task)
+
+
+def test_without_the_place_of_page_structures_an_analysis_says_so(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> Any:
+        raise LookupError("could not find 'vmemmap'")
+
+    opened = fresh(copy)
+    monkeypatch.setattr("vmcore_tools.kernel.page.page_structs", lost)
+    found = run(opened, "dma-fences")
+    assert found.status is Status.PARTIAL
+    assert "page structures cannot be found: could not find 'vmemmap'" in str(found.gaps)

@@ -209,8 +209,8 @@ def _named(
     if offset is not None:
         try:
             field = member_at_offset(type_, offset).partition(" or ")[0]
-        except ValueError:
-            field = None
+        except (TypeError, ValueError):
+            field = None  # it has no members, or is smaller
     if field and offset is not None and member is not None:
         field = _up_to(type_, field, offset, member)
     return type_.type_name(), field

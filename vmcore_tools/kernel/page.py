@@ -312,11 +312,14 @@ def page_index(prog: Program, memory: Memory) -> PageIndex:
     """
     The index of all page frames, made once for a program.
 
-    :raises drgn.FaultError: if the memory map's own structures cannot be read
-    :raises LookupError: for a memory model that drgn does not know
+    :raises drgn.FaultError: if the memory map's own structures cannot be read, or found:
+        damaged notes do not tell where they are, and drgn does not know each memory model
     """
     if _CACHE_KEY not in prog.cache:
-        prog.cache[_CACHE_KEY] = _make_index(prog, memory)
+        try:
+            prog.cache[_CACHE_KEY] = _make_index(prog, memory)
+        except LookupError as error:
+            raise FaultError(f"page structures cannot be found: {error}", 0) from error
     index: PageIndex = prog.cache[_CACHE_KEY]
     return index
 

@@ -303,6 +303,8 @@ def live_words(task: Object) -> npt.NDArray[np.uint64]:
     :raises drgn.FaultError: if the task cannot be read
     """
     low, high = live_range(task)
+    if high % 8:
+        raise FaultError("a task's stack is not aligned", task.value_())
     words = np.array(list((live_registers(task) or {}).values()), dtype=np.uint64)
     with contextlib.suppress(FaultError):
         stack = np.frombuffer(task.prog_.read(low, high - low), dtype=np.uint64)

@@ -157,6 +157,9 @@ class VirtualMap:
                     continue
                 start, count = area.addr.value_(), area.nr_pages.value_()
                 end = start + area.size.value_()
+                # setup_vmalloc_vm() takes both from the vmap_area.
+                if start != vmap_area.va_start.value_() or end > vmap_area.va_end.value_():
+                    raise FaultError("an area is not where its vmap_area is", start)
                 areas.append(VmallocArea(start, end, area.caller.value_()))
                 if not area.pages:
                     # A chunk of per-CPU memory, or somebody's vmap().
