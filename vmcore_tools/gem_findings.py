@@ -76,7 +76,9 @@ It is `proven` if every page that could hold a pointer was read, and the
 registers of all CPUs; otherwise `likely`. An object to which any pointer is
 found that is not explained is never counted here, but under VT415. Of drivers
 other than virtio_gpu and vgem it is `likely` where somebody known holds the
-object as well: such a driver may have two references for one pointer.""",
+object as well: such a driver may have two references for one pointer. It is
+`likely`, too, where the object may be that of a dma-buf that does not lead to
+its own: the damaged dma-buf may hold it.""",
 )
 HOARD = Rule(
     id="VT411",
@@ -220,12 +222,23 @@ def leaks(ctx: Context, index: SlabIndex, result: GemAudit) -> Iterator[Any]:
     """VT410, with the stacks that allocated the objects."""
     gems = result.holders.gems
     chosen = result.with_verdict(Verdict.LEAKED, Verdict.LIKELY_LEAKED)
-    for driver, cache, group in _groups(result, chosen):
+    doubtful = result.holders.doubtful[chosen]
+    for driver, cache, group, doubted in (
+        (*group, doubted)
+        for doubted, some in ((False, chosen[~doubtful]), (True, chosen[doubtful]))
+        for group in _groups(result, some)
+    ):
         references = result.audit.left[group]
         only = group[gems.refcount[group] == references]
         total = int(references.sum())
         sure = result.audit.verdict[group] == Verdict.LEAKED
         proof = Proof.of(result.audit, total, int(references[sure].sum()))
+        if doubted:
+            proof = dataclasses.replace(
+                proof,
+                message="; a dma-buf that does not lead to its own object may hold them.",
+                unread=(*proof.unread, "its dma-buf's own pointer does not lead back to it"),
+            )
         addresses = gems.address[group]
         allocators = Allocators()
         name = "no slab"
@@ -261,7 +274,7 @@ def leaks(ctx: Context, index: SlabIndex, result: GemAudit) -> Iterator[Any]:
                 *allocators.evidence,
                 *kmemleak_evidence(index, gems.container[group]),
             ),
-            signature_key=(TYPE, driver),
+            signature_key=(TYPE, driver, *(("doubtful",) if doubted else ())),
             clues=allocators.clues,
             related=related,
             stacks=tuple(stack.id for stack in allocators.stacks),

@@ -131,6 +131,7 @@ class GemObjects:
     :ivar name: int64, its flink name, or 0
     :ivar dma_buf: uint64, ``struct dma_buf *`` that it was exported or imported as, or 0
     :ivar import_attach: uint64, ``struct dma_buf_attachment *``, or 0
+    :ivar reservation: uint64, ``struct dma_resv *``; 0 where the object has no pointer to it
     :ivar structs: uint8 array of shape (n, size of ``struct drm_gem_object``): their bytes
     """
 
@@ -144,6 +145,7 @@ class GemObjects:
     name: Ints
     dma_buf: U64
     import_attach: U64
+    reservation: U64
     structs: npt.NDArray[np.uint8]
 
 
@@ -163,6 +165,8 @@ def gem_objects(prog: Program, found: Found, others: U64) -> Tuple[GemObjects, L
     structs = structs[order]
     values = as_structs(structs, dtype)
     missing = np.full(int(read.sum()), -1, dtype=np.int64)
+    names = dtype.names or ()
+    reservation = values["resv"] if "resv" in names else np.zeros(len(order))
     return (
         GemObjects(
             address=address[order],
@@ -175,6 +179,7 @@ def gem_objects(prog: Program, found: Found, others: U64) -> Tuple[GemObjects, L
             name=values["name"].astype(np.int64),
             dma_buf=values["dma_buf"].astype(np.uint64),
             import_attach=values["import_attach"].astype(np.uint64),
+            reservation=reservation.astype(np.uint64),
             structs=structs,
         ),
         others[~read].tolist(),

@@ -45,6 +45,7 @@ from vmcore_tools.kernel.drm_gem import (
 )
 from vmcore_tools.kernel.files import mappings_of, mm_users
 from vmcore_tools.kernel.found_fences import found_fences
+from vmcore_tools.kernel.gem_exports import gem_exports
 from vmcore_tools.kernel.layout import field_dtype, read_structs
 from vmcore_tools.kernel.object_types import is_kmalloc
 from vmcore_tools.kernel.slab import SlabIndex
@@ -101,6 +102,7 @@ class GemHolders:
     :ivar answered: objects of commands that are done, with their array as owner
     :ivar passing: objects of commands that a task is just about to queue, or to take off,
         with the command as owner; it may have dropped them
+    :ivar doubtful: bool array: objects that a dma-buf may hold whose own object is not known
     :ivar gaps: what could not be walked: what, why, and the address of it if known
     """
 
@@ -115,6 +117,7 @@ class GemHolders:
     commands: HeldGems
     answered: HeldGems
     passing: HeldGems
+    doubtful: Bools
     gaps: Tuple[Tuple[str, str, Optional[int]], ...]
 
     @property
@@ -194,7 +197,7 @@ class _Walk:
         )
         self._handles_and_framebuffers(gems, handles, closing, shown)
         consoles = self._consoles(devices)
-        self._dma_bufs(gems)
+        doubtful = self._dma_bufs(gems)
         mapped = self._mappings(gems, np.isin(gems.device, known))
         commands, answered, passing = self._commands()
         self._weak(gems, devices, drivers)
@@ -218,6 +221,7 @@ class _Walk:
             commands=commands,
             answered=answered,
             passing=passing,
+            doubtful=doubtful,
             gaps=tuple(self.gaps),
         )
 
@@ -339,27 +343,30 @@ class _Walk:
         self._hold("console", held)
         return held
 
-    def _dma_bufs(self, gems: GemObjects) -> None:
-        """What was exported holds the object (``drm_gem_dmabuf_export()``)."""
+    def _dma_bufs(self, gems: GemObjects) -> Bools:
+        """
+        What was exported holds the object.
+
+        :return: bool array of shape (n,): those of which it is not known
+        """
         prog = self.prog
         try:
             buffers: DmaBufs = dma_bufs(self.index)
         except LookupError:
-            return  # a kernel without dma-buf
+            return np.zeros(len(gems.address), dtype=bool)  # a kernel without dma-buf
         type_ = prog.type("struct dma_buf")
-        exported = np.isin(buffers.priv, gems.address)
-        words = buffers.address + np.uint64(offsetof(type_, "priv"))
-        for at_most, wanted in ((False, buffers.refcount > 0), (True, buffers.refcount <= 0)):
-            # drm_gem_dmabuf_release() puts the object and leaves the pointer.
-            chosen = exported & wanted
-            held = HeldGems(buffers.priv[chosen], words[chosen], buffers.address[chosen])
-            self._hold("dma_buf", held, at_most)
+        exports = gem_exports(prog, gems, buffers)
+        self._hold("dma_buf", exports.exact)
+        self._hold("dma_buf", exports.at_most, at_most=True)
+        why = "it does not lead to the GEM object that it exports, and who that is, is not known"
+        self.gaps += [("dma-buf of a GEM object", why, a) for a in exports.lost.tolist()]
         # Its reservation object is that of the GEM object.
         self._not_held(buffers.address + np.uint64(offsetof(type_, "resv")))
         attachment = prog.type("struct dma_buf_attachment")
         if attachment.has_member("importer_priv"):  # since v5.6
             imports = gems.import_attach[gems.import_attach != 0]
             self._not_held(imports + np.uint64(offsetof(attachment, "importer_priv")))
+        return exports.doubtful
 
     def _mappings(self, gems: GemObjects, driver_known: Bools) -> HeldGems:
         """

@@ -73,6 +73,10 @@ def judged_gems(index: SlabIndex, holders: GemHolders, progress: Progress) -> Tu
         result = _without(result, accused[~same])
     result = with_containers_in_use(index, result)
     result = _with_left_overs(index, holders, result)
+    # A dma-buf that has lost its object may be what holds them.
+    verdict = result.verdict.copy()
+    verdict[holders.doubtful & (verdict == Verdict.LEAKED)] = Verdict.LIKELY_LEAKED
+    result = dataclasses.replace(result, verdict=verdict)
     # Objects of a device in a cache are alike.
     result = with_likely_leaks(result, gems.device.astype(np.int64) + gems.cache)
     # The reference that is left over is that of a handle whose slot is damaged, or that leaked.
