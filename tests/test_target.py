@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from drgn import Program
+from drgn import BadDataError, Program
 
 from tests.bad_input import files
 from vmcore_tools import debug_info, demo, target
@@ -540,6 +540,21 @@ def test_next_step_where_nothing_can_be_read(
     with pytest.raises(TargetError) as caught:
         target._check_identity(loaded, page_map)
     assert f"; {step}" in str(caught.value)
+
+
+def test_data_that_drgn_takes_for_bad_is_named(loaded: Program) -> None:
+    page_map = target.read_page_map(str(loaded.core_dump_path))
+    prog = mock.MagicMock()
+    bad = BadDataError("VMCOREINFO does not contain valid TCR_EL1_T1SZ or VA_BITS")
+
+    def variable(name: str) -> object:
+        if name == "init_uts_ns":
+            raise bad
+        return loaded[name]
+
+    prog.__getitem__.side_effect = variable
+    with pytest.raises(TargetError, match=str(bad)):
+        target._check_identity(prog, page_map)
 
 
 def test_flattened_dump_opens_as_it_is(

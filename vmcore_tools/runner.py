@@ -33,7 +33,7 @@ from typing import (
     Tuple,
 )
 
-from drgn import FaultError
+from drgn import BadDataError, FaultError
 from drgn.helpers import ValidationError
 
 from vmcore_tools import __version__
@@ -253,7 +253,7 @@ def _run_one(
         raise
     except NotApplicable as e:
         status, reason = Status.NOT_APPLICABLE, str(e)
-    except (FaultError, ValidationError) as e:
+    except (BadDataError, FaultError, ValidationError) as e:
         # What the analysis itself does not catch is what it cannot go on without.
         context.coverage.gap(BROKE_OFF, f"what it needs cannot be read: {e}")
     except (ContractError, UnloadableError) as e:

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
-from drgn import Architecture, FaultError, Platform, Program, ProgramFlags
+from drgn import Architecture, BadDataError, FaultError, Platform, Program, ProgramFlags
 from drgn.helpers import ValidationError
 
 from vmcore_tools import debug_info, preflight
@@ -395,7 +395,7 @@ def _check_identity(prog: Program, page_map: PageMap) -> None:
     try:
         release = prog["init_uts_ns"].name.release.string_()
         problem = f'its name reads "{printable(release.decode("utf-8", "replace"))}"'
-    except (FaultError, LookupError) as error:
+    except (BadDataError, FaultError, LookupError) as error:
         release = None
         problem = printable(str(error))
     if release == expected:
